@@ -1,0 +1,1 @@
+"""What travels inside every deployed function. Standard library only; numpy and the framework come through the loader."""

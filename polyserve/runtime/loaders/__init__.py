@@ -1,0 +1,1 @@
+"""How a packaged model is loaded and called, one file for each flavor. The framework is imported when its model is."""
