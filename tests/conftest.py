@@ -1,0 +1,244 @@
+"""What every test may touch, and the proof that it leaves nothing behind.
+
+A test's tier is the first directory below `tests/`, and a tier is what its tests may touch:
+
+    unit                                    no network, no child process
+    contract, providers, e2e, architecture  loopback and Unix sockets
+    benchmarks                              the same
+    live                                    real accounts; opt-in with `-m live`
+
+An audit hook watches this process, whatever library makes the call. Programs that a test starts are not watched, but
+none may outlive its test. Every test has its own HOME, POLYSERVE_HOME and POLYSERVE_CACHE, so that none sees or changes
+the developer's.
+"""
+
+import ipaddress
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+TIERS = {"unit", "contract", "providers", "e2e", "architecture", "benchmarks", "live"}
+ELSEWHERE = "it belongs into tests/contract, tests/providers or tests/e2e"
+PATIENCE_S = 10.0
+"""How long a process that is on its way out may take before it counts as left behind."""
+
+# Two cores that other processes share make any deadline a coin toss. In CI the examples are the same on every run.
+hypothesis.settings.register_profile("polyserve", deadline=None, database=None)
+hypothesis.settings.register_profile("ci", deadline=None, database=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "polyserve")
+
+
+class ForbiddenTouch(BaseException):
+    """A test touched what its tier may not. Not an `Exception`, so that no code under test takes it for a failed call."""
+
+
+class Guard:
+    """The rules of the tier that runs now, and what broke them."""
+
+    def __init__(self) -> None:
+        self.tier = ""
+        self.broken: list[str] = []
+
+    def watch(self, event: str, args: tuple[object, ...]) -> None:
+        """Look at one audit event; everything but the few below leaves at once."""
+        judge = _JUDGES.get(event)
+        if judge is None or self.tier in {"", "live"}:
+            return
+        reason = judge(self.tier, args)
+        if reason:
+            self.broken.append(reason)
+            raise ForbiddenTouch(reason)
+
+
+def _loopback(host: object) -> bool:
+    """Whether a host means this machine without asking anybody."""
+    if isinstance(host, bytes):
+        host = host.decode("ascii", "replace")
+    if host is None or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _judge_address(tier: str, args: tuple[object, ...]) -> str | None:
+    address = args[1]
+    if tier == "unit":
+        return f"tests/unit touches no network, and this test used {address!r}: {ELSEWHERE}"
+    if isinstance(address, tuple) and not _loopback(address[0]):
+        return f"tests never leave loopback, and this test used {address!r}: bind and connect to 127.0.0.1 or ::1"
+    return None
+
+
+def _judge_name(tier: str, args: tuple[object, ...]) -> str | None:
+    return None if _loopback(args[0]) else f"tests never leave loopback, and this test looked up {args[0]!r}"
+
+
+def _judge_process(tier: str, args: tuple[object, ...]) -> str | None:
+    if tier == "unit":
+        return f"tests/unit starts no process, and this test did: {ELSEWHERE}"
+    return None
+
+
+_JUDGES: dict[str, Callable[[str, tuple[object, ...]], str | None]] = {
+    "socket.bind": _judge_address,
+    "socket.connect": _judge_address,
+    "socket.sendto": _judge_address,
+    "socket.getaddrinfo": _judge_name,
+    "socket.gethostbyname": _judge_name,
+    "subprocess.Popen": _judge_process,
+    "os.posix_spawn": _judge_process,
+    "os.fork": _judge_process,
+    "os.system": _judge_process,
+}
+GUARD = Guard()
+sys.addaudithook(GUARD.watch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hold a test, and the fixtures made for it, to the rules of its tier."""
+    relative = item.path.relative_to(TESTS) if item.path.is_relative_to(TESTS) else Path("contract")
+    GUARD.tier = relative.parts[0]
+    try:
+        return (yield)
+    finally:
+        GUARD.tier = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test outside the tiers: nobody could say what it may touch."""
+    for item in items:
+        tier = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else "contract"
+        if tier not in TIERS:
+            raise pytest.UsageError(f"{item.nodeid} is in no tier: move it to one of {', '.join(sorted(TIERS))}")
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """Make the directories of a home and return the variables that lead there."""
+    variables = {
+        "HOME": root / "u",
+        "POLYSERVE_HOME": root / "h",
+        "POLYSERVE_CACHE": root / "c",
+        "TMPDIR": root / "t",
+        "XDG_CACHE_HOME": root / "u" / ".cache",
+        "XDG_CONFIG_HOME": root / "u" / ".config",
+    }
+    for name in ("HOME", "TMPDIR"):
+        variables[name].mkdir(parents=True)
+    return {name: str(path) for name, path in variables.items()}
+
+
+def _replace_environment(root: Path) -> dict[str, str]:
+    """Point this process at a home; returns the environment as it was."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("POLYSERVE_")]:
+        del os.environ[name]
+    os.environ.update(_environment(root))
+    tempfile.tempdir = None  # it remembers the first TMPDIR it saw
+    return before
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(before)
+    tempfile.tempdir = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the directory below which this run happens; short, because a Unix socket's path has 107 bytes at most."""
+    tmp_path_factory.getbasetemp()  # pytest's own directories stay where they are kept after the run
+    root = Path(tempfile.mkdtemp(prefix="ps-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    before = _replace_environment(root / "s")
+    yield root
+    _restore_environment(before)
+    left = _end_processes(str(root))
+    shutil.rmtree(root, ignore_errors=True)
+    if left:
+        pytest.fail("the run left these processes behind: " + "; ".join(left))
+
+
+_numbers = count(1)
+
+
+@pytest.fixture(autouse=True)
+def isolation(session_root: Path) -> Iterator[Path]:
+    """Give the test a home of its own; fail it where it leaves a process or a temporary file, or broke its tier."""
+    del GUARD.broken[:]
+    root = session_root / str(next(_numbers))
+    before = _replace_environment(root)
+    yield root
+    temporary = sorted(path.name for path in (root / "t").iterdir())
+    _restore_environment(before)
+    # A unit test cannot have started one: the guard would have refused.
+    left = [] if GUARD.tier == "unit" else _end_processes(f"{root}/")
+    shutil.rmtree(root, ignore_errors=True)
+    if GUARD.broken:
+        pytest.fail(GUARD.broken[0])
+    if left:
+        pytest.fail("the test left these processes behind: " + "; ".join(left))
+    if temporary:
+        pytest.fail(f"the test left temporary files behind: {', '.join(temporary)}")
+
+
+def _processes_of(root: str) -> dict[int, str]:
+    """Return the command of every process, daemons included, with `root` in its environment, arguments or directory."""
+    if not Path("/proc/self/environ").exists():
+        return {}  # nowhere but on Linux can the environment of a process be read without a tool
+    found = {}
+    needle = root.encode()
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            arguments = Path(entry.path, "cmdline").read_bytes()
+            traces = arguments + b"\0" + Path(entry.path, "environ").read_bytes()
+            inside = needle in traces or f"{os.readlink(f'{entry.path}/cwd')}/".startswith(root)
+        except OSError:
+            continue  # gone meanwhile, or another user's
+        if inside and arguments:  # a zombie has no arguments, and holds nothing but its number
+            found[int(entry.name)] = arguments.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    return found
+
+
+def _end_processes(root: str) -> list[str]:
+    """Wait for the processes of a home to end, kill those that do not, and describe the killed."""
+    for pid in _processes_of(root):
+        _ends(pid, PATIENCE_S)
+    left: dict[int, str] = {}
+    for _ in range(20):  # a supervisor may start another while its children are killed
+        remaining = _processes_of(root)
+        if not remaining:
+            break
+        left.update(remaining)
+        for pid in remaining:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            _ends(pid, PATIENCE_S)
+    return [f"{pid} ({command[:160]})" for pid, command in left.items()]
+
+
+def _ends(pid: int, patience_s: float) -> bool:
+    """Wait until a process has ended; it need not be a child."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], patience_s)[0])
+    finally:
+        os.close(handle)
