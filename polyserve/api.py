@@ -1,0 +1,257 @@
+"""The verbs users call: a few lines each over the portable types. Finds the provider from the settings and puts the retrying layer around it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from polyserve import registry
+from polyserve.bucket import Bucket
+from polyserve.deployment import Deployment, DeploymentStatus
+from polyserve.deployment import destroy as _destroy
+from polyserve.driver import Artifact, Limits, Scaling
+from polyserve.errors import NotFoundError
+from polyserve.layers.retrying import retrying
+from polyserve.model import ModelPackage, package
+from polyserve.planner import Desired, Plan
+from polyserve.planner import plan as _plan
+from polyserve.records import load, names, prefix
+from polyserve.rollout import Event, Target, observe, roll_out
+from polyserve.settings import Settings, resolve
+
+if TYPE_CHECKING:
+    from polyserve.bundle import Bundle
+
+__all__ = ["connect", "deploy", "destroy", "list_deployments", "open_bucket", "package", "plan"]
+
+
+def plan(model: object, *, name: str | None = None, provider: str | None = None, profile: str | None = None, **asked: Any) -> Plan:
+    """Return what `deploy` with the same arguments would do. Changes nothing.
+
+    Args:
+        model: As `deploy`.
+        name: As `deploy`.
+        provider: As `deploy`.
+        profile: As `deploy`.
+        **asked: Everything else that `deploy` takes.
+
+    Raises:
+        PackageError: The model cannot become a package.
+        SettingsError: A setting does not validate.
+        PolyserveError: The provider does not answer.
+    """
+    settings = _settings(provider, profile, asked)
+    target = _target(settings)
+    try:
+        desired, _, _ = _desired(model, name, settings, target, asked)
+        permissions = target.provider.functions.permissions(desired.spec(1))
+        return _plan(desired, observe(target, desired), permissions=permissions)
+    finally:
+        target.provider.close()
+
+
+def deploy(
+    model: object,
+    *,
+    name: str | None = None,
+    provider: str | None = None,
+    profile: str | None = None,
+    sample: object = None,
+    memory_mb: int | None = None,
+    timeout: timedelta | float | None = None,
+    min_instances: int | None = None,
+    max_instances: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    canary: int | None = None,
+    options: Mapping[str, object] | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Deployment:
+    """Make a deployment serve a model, and return it once the model answers there as it does here.
+
+    The same call again changes nothing; after a failure or a kill it goes on from where it was.
+
+    Args:
+        model: A fitted estimator, a callable, a predictor class, a `ModelPackage`, a path to any of them, or `"module:attribute"`.
+        name: The deployment's name; by default the package's.
+        provider: The provider, by default the profile's, else `local`.
+        profile: The profile of the settings.
+        sample: Inputs for the golden sample, where `model` is not a package yet.
+        memory_mb: Memory of one instance, in MiB.
+        timeout: Longest time one request may take; a number is seconds.
+        min_instances: Instances kept warm.
+        max_instances: Most instances.
+        environment: Environment variables of the function. Values never reach the record.
+        canary: Percent of the traffic for the new revision; the stable one keeps the rest.
+        options: Options of the provider, over those of the profile.
+        on_event: Called when a step begins and when it ends.
+
+    Raises:
+        PackageError: The model cannot become a package.
+        PlanRefused: The provider cannot do what is asked; nothing was changed.
+        ConflictError: Somebody else is changing the deployment.
+        VerificationError: The revision answers differently from the package; it got no traffic.
+        PolyserveError: A step failed; the same call goes on from there.
+    """
+    asked = {
+        "sample": sample,
+        "memory_mb": memory_mb,
+        "timeout": timeout,
+        "min_instances": min_instances,
+        "max_instances": max_instances,
+        "environment": environment,
+        "canary": canary,
+        "options": options,
+    }
+    settings = _settings(provider, profile, asked)
+    target = _target(settings)
+    try:
+        desired, packaged, bundle = _desired(model, name, settings, target, asked)
+        roll_out(target, desired, packaged, bundle, listener=on_event)
+        return Deployment(target, load(target.bucket, desired.name)[0])
+    except BaseException:
+        target.provider.close()
+        raise
+
+
+def connect(name: str, *, provider: str | None = None, profile: str | None = None) -> Deployment:
+    """Return a deployment that exists, from any process, any day.
+
+    Raises:
+        NotFoundError: No such deployment on that provider; the message lists those there are.
+        SettingsError: A setting does not validate.
+    """
+    target = _target(_settings(provider, profile, {}))
+    try:
+        return Deployment(target, load(target.bucket, name)[0])
+    except NotFoundError as error:
+        raise _unknown(target, name) from error
+
+
+def destroy(name: str, *, provider: str | None = None, profile: str | None = None) -> None:
+    """Delete a deployment and all that was made for it, also one that was left half-made.
+
+    Raises:
+        NotFoundError: Nothing of that name; the message lists the deployments there are.
+        ConflictError: Somebody else is changing it.
+    """
+    target = _target(_settings(provider, profile, {}))
+    try:
+        _destroy(target, name)
+    except NotFoundError as error:
+        raise _unknown(target, name) from error
+    finally:
+        target.provider.close()
+
+
+def list_deployments(*, provider: str | None = None, profile: str | None = None) -> list[DeploymentStatus]:
+    """Return every deployment of a provider's bucket, by name."""
+    target = _target(_settings(provider, profile, {}))
+    try:
+        return [Deployment(target, load(target.bucket, name)[0]).status() for name in _names(target)]
+    finally:
+        target.provider.close()
+
+
+def open_bucket(name: str | None = None, *, provider: str | None = None, profile: str | None = None) -> Bucket:
+    """Return a bucket of a provider, by default the one of the profile. Does not make one."""
+    settings = _settings(provider, profile, {})
+    return Bucket(_target(settings).provider, name or settings.bucket)
+
+
+def _settings(provider: str | None, profile: str | None, asked: Mapping[str, Any]) -> Settings:
+    timeout = asked.get("timeout")
+    overrides = {
+        "memory_mb": asked.get("memory_mb"),
+        "timeout_s": timeout.total_seconds() if isinstance(timeout, timedelta) else timeout,
+        "min_instances": asked.get("min_instances"),
+        "max_instances": asked.get("max_instances"),
+        "environment": asked.get("environment"),
+        "options": asked.get("options"),
+    }
+    return resolve(provider=provider, profile=profile, **{key: value for key, value in overrides.items() if value is not None})
+
+
+def _target(settings: Settings) -> Target:
+    provider = retrying(registry.load(settings.provider, settings.options))
+    return Target(provider=provider, bucket=Bucket(provider, settings.bucket))
+
+
+def _desired(
+    model: object, name: str | None, settings: Settings, target: Target, asked: Mapping[str, Any]
+) -> tuple[Desired, ModelPackage, Bundle]:
+    from polyserve import bundle as bundles
+
+    packaged = package(model, name=None if isinstance(model, ModelPackage) else name, sample=asked.get("sample"))
+    deployment = name or packaged.name
+    info = target.provider.info
+    architecture = _architecture(info.limits)
+    bundle = bundles.build(packaged, info, python=packaged.manifest.python, architecture=architecture)
+    desired = Desired(
+        name=deployment,
+        info=info,
+        package_digest=packaged.digest,
+        model=packaged.name,
+        signature=packaged.signature.to_dict(),
+        requirements=packaged.manifest.requirements,
+        python=packaged.manifest.python,
+        architecture=architecture,
+        artifact=Artifact(
+            bucket=settings.bucket,
+            key=f"{prefix(deployment)}bundles/{bundle.sha256}.zip",
+            sha256=bundle.sha256,
+            size=bundle.size,
+        ),
+        unpacked_bytes=bundle.unpacked_size,
+        memory_mb=settings.memory_mb,
+        timeout=timedelta(seconds=settings.timeout_s),
+        environment=settings.environment,
+        request_bytes=settings.request_bytes,
+        scaling=_scaling(settings, target, deployment),
+        canary=asked.get("canary"),
+        warnings=_warnings(packaged),
+    )
+    return desired, packaged, bundle
+
+
+def _scaling(settings: Settings, target: Target, name: str) -> Scaling:
+    """Return the bounds asked for; what is left out stays as the deployment has it."""
+    try:
+        scaling = load(target.bucket, name)[0].scaling
+    except NotFoundError:
+        scaling = Scaling()
+    if settings.min_instances is not None:
+        scaling = replace(scaling, min_instances=settings.min_instances)
+    if settings.max_instances is not None:
+        scaling = replace(scaling, max_instances=settings.max_instances)
+    return scaling
+
+
+def _architecture(limits: Limits) -> str:
+    machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
+    return machine if machine in limits.architectures else limits.architectures[0]
+
+
+def _warnings(packaged: ModelPackage) -> tuple[str, ...]:
+    warnings = []
+    if packaged.golden_request() is None:
+        warnings.append("the package has no golden sample, so nothing proves that it answers as it did here: package it with sample=")
+    if not packaged.manifest.safe:
+        warnings.append("the model is a pickle: loading it runs code, so deploy only packages from people you trust")
+    return tuple(warnings)
+
+
+def _names(target: Target) -> list[str]:
+    try:
+        return names(target.bucket)
+    except NotFoundError:
+        return []  # no bucket yet: nothing was ever deployed
+
+
+def _unknown(target: Target, name: str) -> NotFoundError:
+    known = ", ".join(_names(target)) or "none"
+    title = target.provider.info.name
+    message = f"no deployment {name!r} on {title}: there are {known} (`polyserve list`)"
+    return NotFoundError(message, provider=title, operation="connect", resource=name)

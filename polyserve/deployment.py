@@ -1,0 +1,451 @@
+"""A named model service on a provider, and everything that is done to it once it is there.
+
+`Deployment` is the portable type that users hold; `rollout` brings new revisions, this module moves traffic between them, scales, reads logs
+and destroys. Every verb that changes something holds the record's lease, writes what should be, then makes the platform follow; so each can be
+killed anywhere and repeated. Knows no provider.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from polyserve import metrics as metrics_
+from polyserve.driver import Capability, FunctionStatus, LogEvent, Scaling
+from polyserve.endpoint import Endpoint
+from polyserve.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnsupportedError,
+    translating,
+)
+from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load, prefix
+from polyserve.rollout import Target, describe
+from polyserve.runtime.signature import Signature
+
+if TYPE_CHECKING:
+    from polyserve.metrics import Metrics
+
+FOLLOW_EVERY = 0.5
+"""Seconds between two looks at the logs while they are followed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentStatus:
+    """A deployment as its record and its platform see it now.
+
+    Attributes:
+        record: What should be.
+        function: What is; `None` where the platform has nothing of that name.
+    """
+
+    record: DeploymentRecord
+    function: FunctionStatus | None
+
+    @property
+    def url(self) -> str | None:
+        """Where it is invoked, without credentials."""
+        return self.function.url if self.function else None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the platform routes as the record says; where not, repeating the last command mends it."""
+        return self.function is not None and dict(self.function.weights) == self.record.weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the status as JSON-able values: the same shape on every provider."""
+        record, function = self.record, self.function
+        native = {r.number: r for r in function.revisions} if function else {}
+        revisions = []
+        for revision in record.revisions:
+            seen = native.get(revision.number)
+            revisions.append(
+                {
+                    "number": revision.number,
+                    "state": revision.state,
+                    "reason": revision.reason or (seen.reason if seen else None),
+                    "phase": seen.phase.value if seen else None,
+                    "instances": seen.instances if seen else None,
+                    "weight": record.weights.get(revision.number, 0),
+                    "package_digest": revision.package_digest,
+                    "memory_mb": revision.memory_mb,
+                    "timeout_s": revision.timeout_s,
+                    "python": revision.python,
+                    "created_at": revision.created_at,
+                }
+            )
+        return {
+            "name": record.name,
+            "provider": record.provider,
+            "phase": record.phase if record.phase == "deleting" else (function.phase.value if function else "missing"),
+            "url": self.url,
+            "weights": {str(number): percent for number, percent in record.weights.items()},
+            "in_step": self.in_step,
+            "min_instances": record.scaling.min_instances,
+            "max_instances": record.scaling.max_instances,
+            "revisions": revisions,
+            "lease": None if record.lease is None else {"operation": record.lease.operation, "host": record.lease.host},
+            "updated_at": record.updated_at,
+        }
+
+
+class Deployment:
+    """A named model service. Made by `polyserve.deploy` and `polyserve.connect`; holds no state that the record does not have.
+
+    Args:
+        target: The provider and the bucket of the record.
+        record: The record as last read.
+    """
+
+    def __init__(self, target: Target, record: DeploymentRecord) -> None:
+        self._target = target
+        self._record = record
+        self._endpoint: Endpoint | None = None
+
+    def __repr__(self) -> str:
+        return f"<Deployment {self.name!r} on {self.provider} at {self.url or 'no url'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back connections. The deployment itself is not touched."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+        self._target.provider.close()
+
+    @property
+    def name(self) -> str:
+        """The deployment's name."""
+        return self._record.name
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider it is on."""
+        return self._record.provider
+
+    @property
+    def record(self) -> DeploymentRecord:
+        """The record as last read or written by this object; `status()` reads it anew."""
+        return self._record
+
+    @property
+    def url(self) -> str | None:
+        """Where it is invoked, without credentials; `None` while there is nothing there."""
+        function = describe(self._target.provider, self.name)
+        return function.url if function else None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint, for its settings; `invoke`, `ainvoke` and `map` go through it.
+
+        Raises:
+            FailedPreconditionError: No revision has traffic yet.
+        """
+        if self._endpoint is None:
+            revision = self._record.stable or self._record.canary
+            if revision is None:
+                message = f"deployment {self.name!r} has no revision with traffic: deploy a package to it first"
+                raise FailedPreconditionError(message, provider=self.provider, operation="invoke", resource=self.name)
+            self._endpoint = Endpoint(
+                self._target.provider,
+                self.name,
+                model=revision.model,
+                signature=Signature.from_dict(revision.signature),
+                timeout=timedelta(seconds=revision.timeout_s),
+            )
+        return self._endpoint
+
+    # --- calling it ---------------------------------------------------------------------------------------------------------------------
+
+    def invoke(self, data: object, **options: Any) -> Any:
+        """Send inputs to the model and return its answer: numpy in, numpy out; lists in, lists out. Options as `Endpoint.invoke`."""
+        return self.endpoint.invoke(data, **options)
+
+    async def ainvoke(self, data: object, **options: Any) -> Any:
+        """Do what `invoke` does, natively asynchronous."""
+        return await self.endpoint.ainvoke(data, **options)
+
+    def map(self, batches: Iterable[object], *, concurrency: int = 32, **options: Any) -> Iterator[Any]:
+        """Yield the answers to many inputs, in order, in bounded memory, with retries. Options as `Endpoint.map`."""
+        return self.endpoint.map(batches, concurrency=concurrency, **options)
+
+    # --- looking at it ------------------------------------------------------------------------------------------------------------------
+
+    def status(self) -> DeploymentStatus:
+        """Return what should be and what is.
+
+        Raises:
+            NotFoundError: It was destroyed.
+        """
+        self._record = load(self._target.bucket, self.name)[0]
+        return DeploymentStatus(record=self._record, function=describe(self._target.provider, self.name))
+
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """Return what was done to it, oldest first."""
+        return self.status().record.history
+
+    def logs(self, *, since: datetime | None = None, follow: bool = False) -> Iterator[LogEvent]:
+        """Yield what it wrote, oldest first.
+
+        Args:
+            since: From when on; `None` for everything there is.
+            follow: Go on with what it writes from now on, until the caller stops.
+
+        Raises:
+            NotFoundError: The platform has nothing of that name.
+        """
+        seen: set[LogEvent] = set()
+        while True:
+            latest = since
+            for event in self._logs(since):
+                if follow and event in seen:
+                    continue
+                if follow:
+                    seen.add(event)
+                latest = event.at
+                yield event
+            if not follow:
+                return
+            # Events of one instant may come in two looks: look again from that instant, and leave out what was seen.
+            seen = {event for event in seen if latest is not None and event.at >= latest}
+            since = latest
+            time.sleep(FOLLOW_EVERY)
+
+    def _logs(self, since: datetime | None) -> Iterator[LogEvent]:
+        with translating(self._target.provider, "read logs of", self.name):
+            yield from self._target.provider.functions.logs(self.name, since=since)
+
+    def metrics(self, *, since: datetime | None = None) -> Metrics:
+        """Return latency, errors, cold starts and instances, of all revisions and of each, from the log lines.
+
+        Raises:
+            NotFoundError: The platform has nothing of that name.
+        """
+        function = describe(self._target.provider, self.name)
+        counts = [r.instances for r in function.revisions if r.instances is not None] if function else []
+        return metrics_.compute(self.logs(since=since), instances=sum(counts) if counts else None)
+
+    # --- changing it --------------------------------------------------------------------------------------------------------------------
+
+    def traffic(self, weights: Mapping[int, int]) -> None:
+        """Split the traffic between revisions.
+
+        Args:
+            weights: Percent by revision number; sums to 100.
+
+        Raises:
+            InvalidArgumentError: The weights do not sum to 100.
+            FailedPreconditionError: A revision is unknown, or did not answer as its package does.
+            UnsupportedError: The provider cannot split traffic.
+            ConflictError: Somebody else is changing the deployment.
+        """
+        with self._changing("traffic") as ledger:
+            self._route(ledger, weights, action="traffic", revision=max(weights, default=0))
+
+    def promote(self) -> int:
+        """Give the canary all the traffic, and return its number.
+
+        Raises:
+            FailedPreconditionError: There is no canary.
+            ConflictError: Somebody else is changing the deployment.
+        """
+        with self._changing("promote") as ledger:
+            canary = ledger.record.canary
+            if canary is None:
+                self._follow_interrupted(ledger, "promote")
+                return self._stable_number()
+            self._route(ledger, {canary.number: 100}, action="promote", revision=canary.number)
+            return canary.number
+
+    def rollback(self, *, to: int | None = None) -> int:
+        """Give all the traffic back to an earlier revision, and return its number.
+
+        Args:
+            to: The revision; by default the stable one while a canary runs, else the one that had all the traffic before.
+
+        Raises:
+            FailedPreconditionError: There is nothing to go back to, or that revision did not answer as its package does.
+            ConflictError: Somebody else is changing the deployment.
+        """
+        with self._changing("rollback") as ledger:
+            record = ledger.record
+            if to is None:
+                back = 1 if record.canary else 2
+                if len(record.lineage) < back:
+                    live = f"revision {record.lineage[-1]}" if record.lineage else "no revision"
+                    message = f"nothing to roll back to: {live} of {self.name!r} has no revision before it"
+                    raise FailedPreconditionError(message, provider=self.provider, operation="rollback", resource=self.name)
+                to = record.lineage[-back]
+            self._route(ledger, {to: 100}, action="rollback", revision=to)
+            return to
+
+    def scale(self, *, min_instances: int | None = None, max_instances: int | None = None) -> Scaling:
+        """Change the bounds of the number of instances in place; what is left out stays. Return the bounds.
+
+        Raises:
+            InvalidArgumentError: min is below 0, or max below 1 or below min.
+            UnsupportedError: The provider cannot keep instances warm, or cannot cap them.
+            ConflictError: Somebody else is changing the deployment.
+        """
+        capabilities = self._target.provider.info.capabilities
+        for asked, capability, what in (
+            (min_instances, Capability.MIN_INSTANCES, "keep instances warm"),
+            (max_instances, Capability.MAX_INSTANCES, "cap its instances"),
+        ):
+            if asked and capability not in capabilities:
+                message = f"{self._target.provider.info.title} cannot {what}: leave that bound out"
+                raise UnsupportedError(message, provider=self.provider, operation="scale", resource=self.name)
+        with self._changing("scale") as ledger:
+            now = ledger.record.scaling
+            scaling = Scaling(
+                min_instances=now.min_instances if min_instances is None else min_instances,
+                max_instances=now.max_instances if max_instances is None else max_instances,
+            )
+            most, limit = scaling.max_instances, self._target.provider.info.limits.max_instances
+            if scaling.min_instances < 0 or (most is not None and most < max(1, scaling.min_instances)):
+                message = f"instances from {scaling.min_instances} to {most}: min must be at least 0, max at least 1 and not below min"
+                raise InvalidArgumentError(message, provider=self.provider, operation="scale", resource=self.name)
+            if limit is not None and max(most or 0, scaling.min_instances) > limit:
+                message = f"{max(most or 0, scaling.min_instances)} instances: {self._target.provider.info.title} takes at most {limit}"
+                raise InvalidArgumentError(message, provider=self.provider, operation="scale", resource=self.name)
+            ledger.save(replace(ledger.record, scaling=scaling).noted("scale"))
+            with translating(self._target.provider, "scale", self.name):
+                self._target.provider.functions.scale(self.name, scaling)
+            return scaling
+
+    def destroy(self) -> None:
+        """Delete the deployment and all that was made for it: function, instances, bundles, logs, credentials, record.
+
+        Raises:
+            NotFoundError: There is nothing of that name.
+            ConflictError: Somebody else is changing it.
+        """
+        destroy(self._target, self.name)
+
+    def _stable_number(self) -> int:
+        stable = self._record.stable
+        return stable.number if stable else 0
+
+    def _changing(self, operation: str) -> _Changing:
+        return _Changing(self, operation)
+
+    def _follow_interrupted(self, ledger: Ledger, operation: str) -> None:
+        """Finish an operation that was killed between the record and the platform: there is nothing new to decide, only to follow."""
+        record, function = ledger.record, describe(self._target.provider, self.name)
+        last = record.history[-1].action if record.history else ""
+        if last != operation or function is None or dict(function.weights) == record.weights:
+            message = f"nothing to {operation}: deployment {self.name!r} has no canary (deploy one with canary=PERCENT)"
+            raise FailedPreconditionError(message, provider=self.provider, operation=operation, resource=self.name)
+        with translating(self._target.provider, "route", self.name):
+            self._target.provider.functions.route(self.name, record.weights)
+
+    def _route(self, ledger: Ledger, weights: Mapping[int, int], *, action: str, revision: int) -> None:
+        self._check_weights(ledger.record, weights, action)
+        wanted = {number: percent for number, percent in weights.items() if percent}
+        if ledger.record.weights != wanted:
+            ledger.save(ledger.record.routed(wanted, action=action, revision=revision))
+        with translating(self._target.provider, action, self.name):
+            self._target.provider.functions.route(self.name, wanted)
+
+    def _check_weights(self, record: DeploymentRecord, weights: Mapping[int, int], action: str) -> None:
+        where = {"provider": self.provider, "operation": action, "resource": self.name}
+        if any(percent < 0 for percent in weights.values()) or sum(weights.values()) != 100:
+            shown = " ".join(f"{number}={percent}" for number, percent in weights.items()) or "none"
+            raise InvalidArgumentError(f"weights {shown} sum to {sum(weights.values())}: they are percents and must sum to 100", **where)
+        for number in weights:
+            known: Revision | None = record.revision(number)
+            if known is None:
+                numbers = ", ".join(str(r.number) for r in record.revisions) or "none"
+                raise FailedPreconditionError(f"deployment {self.name!r} has no revision {number}: it has {numbers}", **where)
+            if known.state != "verified" and weights[number]:
+                reason = known.reason or "its golden sample was not answered yet"
+                raise FailedPreconditionError(f"revision {number} of {self.name!r} may not have traffic: {reason}", **where)
+        split = sum(1 for percent in weights.values() if percent) > 1
+        if split and Capability.TRAFFIC_SPLIT not in self._target.provider.info.capabilities:
+            message = f"{self._target.provider.info.title} cannot split traffic: give one revision 100"
+            raise UnsupportedError(message, **where)
+
+
+class _Changing:
+    """Holds the lease for one verb of a deployment, and keeps the deployment's record in step with what was written."""
+
+    def __init__(self, deployment: Deployment, operation: str) -> None:
+        self._deployment = deployment
+        self._lease = leased(deployment._target.bucket, deployment.name, operation)
+        self._ledger: Ledger | None = None
+
+    def __enter__(self) -> Ledger:
+        self._ledger = self._lease.__enter__()
+        self._deployment._record = self._ledger.record
+        return self._ledger
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            return self._lease.__exit__(kind, error, trace)
+        finally:
+            if self._ledger is not None:
+                self._deployment._record = self._ledger.record
+
+
+def destroy(target: Target, name: str) -> None:
+    """Delete a deployment and all that was made for it; the record goes last, so that a destroy that was killed can be repeated.
+
+    Raises:
+        NotFoundError: There is nothing of that name.
+        ConflictError: Somebody else is changing it.
+    """
+    provider, bucket = target.provider, target.bucket
+    try:
+        load(bucket, name)
+    except NotFoundError:
+        if not _remains(target, name):
+            raise
+    new = DeploymentRecord(name=name, provider=provider.info.name)
+    with leased(bucket, name, "destroy", new=new) as ledger:
+        ledger.save(replace(ledger.record, phase="deleting"))
+        try:
+            with translating(provider, "delete", name):
+                provider.functions.delete(name)
+        except NotFoundError:
+            pass  # never made, or deleted by a destroy before this one
+        record_key = f"{prefix(name)}record.json"
+        for meta in list(bucket.list(prefix(name))):
+            if meta.key != record_key:
+                bucket.delete(meta.key, missing_ok=True)
+            ledger.renew()
+        ledger.delete()
+    _remove_bucket_if_empty(target)
+
+
+def _remains(target: Target, name: str) -> bool:
+    """Return whether a deployment without a record left anything; removes the empty bucket of a destroy that was killed at its very end."""
+    if describe(target.provider, name) is not None:
+        return True
+    try:
+        if next(iter(target.bucket.list(prefix(name))), None) is not None:
+            return True
+    except NotFoundError:
+        return False
+    _remove_bucket_if_empty(target)
+    return False
+
+
+def _remove_bucket_if_empty(target: Target) -> None:
+    try:
+        with translating(target.provider, "remove bucket", target.bucket.name):
+            target.provider.remove_bucket(target.bucket.name)
+    except (FailedPreconditionError, NotFoundError):
+        return  # other deployments live in it, or it is gone
+
+

@@ -1,0 +1,284 @@
+"""How a package becomes a revision with traffic: upload -> apply -> wait -> golden sample -> record -> route.
+
+Every step looks before it acts and can be repeated, so a rollout that was killed after any of them is finished by the same command. The revision
+is written to the record before the platform hears of it (nothing can exist that no record names), and the weights before they are routed (the
+record is what should be). A revision whose golden answer differs is recorded as failed and never gets traffic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from polyserve.bucket import Bucket
+from polyserve.driver import FunctionStatus, Phase, Provider, Request, RevisionStatus
+from polyserve.endpoint import Endpoint
+from polyserve.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    NotFoundError,
+    PlanRefused,
+    PolyserveError,
+    VerificationError,
+    translating,
+)
+from polyserve.planner import Desired, Observed, Plan, StepKind, failed, matching_revision, plan
+from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load
+from polyserve.runtime.signature import Signature
+
+if TYPE_CHECKING:
+    from polyserve.bundle import Bundle
+    from polyserve.model import ModelPackage
+
+READY_WITHIN = timedelta(minutes=15)
+"""How long a revision may take to be ready: building an environment or an image is the slow part."""
+
+FIRST_POLL, LONGEST_POLL = 0.02, 2.0
+"""Seconds between two looks at a revision that is not ready: the first, and the longest after doubling."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that a rollout tells its caller: a step of the plan began or ended."""
+
+    step: StepKind
+    state: Literal["start", "done"]
+    detail: str = ""
+    seconds: float = 0.0
+
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where deployments live: a provider and the bucket of their records and bundles."""
+
+    provider: Provider
+    bucket: Bucket
+
+
+def observe(target: Target, desired: Desired) -> Observed:
+    """Look at what is there: the record, the function, the bundle in the bucket.
+
+    Raises:
+        PolyserveError: The provider does not answer, or may not be asked.
+    """
+    try:
+        record: DeploymentRecord | None = load(target.bucket, desired.name)[0]
+    except NotFoundError:
+        record = None
+    return Observed(
+        record=record,
+        function=describe(target.provider, desired.name),
+        artifact_present=record is not None and target.bucket.exists(desired.artifact.key),
+    )
+
+
+def describe(provider: Provider, name: str) -> FunctionStatus | None:
+    """Return a function as its platform sees it, or `None` where there is none."""
+    try:
+        with translating(provider, "describe", name):
+            return provider.functions.describe(name)
+    except NotFoundError:
+        return None
+
+
+def refuse(planned: Plan) -> None:
+    """Raise if the plan may not be carried out.
+
+    Raises:
+        PlanRefused: With every reason.
+    """
+    if planned.refusals:
+        lines = "".join(f"\n  - {reason}" for reason in planned.refusals)
+        message = f"deploy {planned.name!r} was refused for {planned.provider}; nothing was changed:{lines}"
+        raise PlanRefused(message, refusals=planned.refusals, provider=planned.provider, resource=planned.name)
+
+
+def roll_out(
+    target: Target, desired: Desired, package: ModelPackage, bundle: Bundle, *, listener: Listener | None = None
+) -> Plan:
+    """Make a deployment be what is desired, and return what had to be done.
+
+    Raises:
+        PlanRefused: It cannot be; nothing was changed.
+        ConflictError: Somebody else is changing it.
+        VerificationError: The revision answers differently from the package; it got no traffic.
+        PolyserveError: A step failed; the same call goes on from there.
+    """
+    planned = plan(desired, observe(target, desired), permissions=target.provider.functions.permissions(desired.spec(1)))
+    refuse(planned)
+    if not planned.changes:
+        return planned
+    with translating(target.provider, "make bucket", desired.artifact.bucket):
+        target.provider.ensure_bucket(desired.artifact.bucket)
+    new = DeploymentRecord(name=desired.name, provider=desired.info.name, scaling=desired.scaling)
+    with leased(target.bucket, desired.name, "deploy", new=new) as ledger:
+        # Somebody may have changed it between the first look and the lease: what counts is what is seen under the lease.
+        observed = observe(target, desired)
+        planned = plan(desired, observed, permissions=planned.permissions)
+        refuse(planned)
+        _Rollout(target, desired, package, bundle, ledger, listener or (lambda event: None)).run(planned, observed)
+    return planned
+
+
+class _Rollout:
+    """One rollout under its lease."""
+
+    def __init__(
+        self, target: Target, desired: Desired, package: ModelPackage, bundle: Bundle, ledger: Ledger, tell: Listener
+    ) -> None:
+        self._target, self._desired, self._package, self._bundle = target, desired, package, bundle
+        self._ledger, self._tell = ledger, tell
+        self._provider = target.provider
+
+    def run(self, planned: Plan, observed: Observed) -> None:
+        """Carry out the steps of the plan."""
+        kinds = {step.kind: step.summary for step in planned.steps}
+        number, desired = planned.revision, self._desired
+        if StepKind.APPLY in kinds or StepKind.VERIFY in kinds:
+            self._announce(number, observed)
+        if StepKind.UPLOAD in kinds:
+            with self._step(StepKind.UPLOAD, kinds[StepKind.UPLOAD]):
+                self._upload()
+        if StepKind.APPLY in kinds:
+            with self._step(StepKind.APPLY, kinds[StepKind.APPLY]), translating(self._provider, "apply", desired.name):
+                self._provider.functions.apply(desired.spec(number))
+        if StepKind.WAIT in kinds:
+            with self._step(StepKind.WAIT, kinds[StepKind.WAIT]), self._recording_failure(number):
+                wait_ready(self._provider, desired.name, number, renew=self._ledger.renew)
+        if StepKind.VERIFY in kinds:
+            with self._step(StepKind.VERIFY, kinds[StepKind.VERIFY]), self._recording_failure(number):
+                verify(self._provider, desired, number, self._package)
+        if StepKind.SCALE in kinds:
+            with self._step(StepKind.SCALE, kinds[StepKind.SCALE]), translating(self._provider, "scale", desired.name):
+                self._provider.functions.scale(desired.name, desired.scaling)
+        self._record(planned)
+        if StepKind.ROUTE in kinds:
+            with self._step(StepKind.ROUTE, kinds[StepKind.ROUTE]), translating(self._provider, "route", desired.name):
+                self._provider.functions.route(desired.name, planned.weights)
+
+    def _announce(self, number: int, observed: Observed) -> None:
+        """Write the revision to the record before the platform hears of it, and let go of one that was begun and given up."""
+        desired, record = self._desired, self._ledger.record
+        known = matching_revision(desired, observed)
+        revision = Revision(
+            number=number,
+            package_digest=desired.package_digest,
+            spec_digest=desired.spec(number).digest(),
+            artifact=desired.artifact,
+            model=desired.model,
+            signature=dict(desired.signature),
+            python=desired.python,
+            memory_mb=desired.memory_mb,
+            timeout_s=desired.timeout.total_seconds(),
+            environment=tuple(sorted(desired.environment)),
+            state="pending",
+            created_at=known.created_at if known else time.time(),
+        )
+        for left in (r for r in record.revisions if r.state == "pending" and r.number != number):
+            record = record.with_revision(failed(left, "given up: another deploy came before it was verified"))
+        self._ledger.save(record.with_revision(revision))
+
+    def _upload(self) -> None:
+        artifact = self._desired.artifact
+        try:
+            self._target.bucket.put(artifact.key, self._bundle.path, content_type="application/zip", if_absent=True)
+        except FailedPreconditionError:
+            # It is there by now: names are digests, so whoever wrote it wrote the same bytes.
+            return
+
+    @contextmanager
+    def _recording_failure(self, number: int) -> Iterator[None]:
+        """Write down why a revision failed. What may pass (a lost connection) is not held against it."""
+        try:
+            yield
+        except (VerificationError, FailedPreconditionError) as error:
+            record = self._ledger.record
+            revision = record.revision(number)
+            if revision is not None:
+                noted = record.with_revision(failed(revision, error.message)).noted("deploy failed", revision=number, note=error.message)
+                self._ledger.save(noted)
+            raise
+
+    def _record(self, planned: Plan) -> None:
+        record = replace(self._ledger.record, scaling=self._desired.scaling)
+        revision = record.revision(planned.revision)
+        if revision is not None:
+            record = record.with_revision(replace(revision, state="verified", reason=""))
+        action = "deploy" if len(planned.weights) == 1 else "canary"
+        self._ledger.save(record.routed(planned.weights, action=action, revision=planned.revision))
+
+    @contextmanager
+    def _step(self, kind: StepKind, detail: str) -> Iterator[None]:
+        self._tell(Event(step=kind, state="start", detail=detail))
+        begun = time.perf_counter()
+        yield
+        self._tell(Event(step=kind, state="done", detail=detail, seconds=time.perf_counter() - begun))
+
+
+def wait_ready(
+    provider: Provider, name: str, number: int, *, renew: Callable[[], None], within: timedelta = READY_WITHIN
+) -> RevisionStatus:
+    """Wait until a revision is ready, looking at it ever less often.
+
+    Args:
+        provider: The provider.
+        name: The function.
+        number: The revision.
+        renew: Called between two looks, to keep a lease.
+        within: How long to wait at most.
+
+    Raises:
+        FailedPreconditionError: It failed; the message has the platform's reason.
+        DeadlineExceededError: It is not ready in time.
+    """
+    deadline, pause = time.monotonic() + within.total_seconds(), FIRST_POLL
+    while True:
+        with translating(provider, "describe", name):
+            status = provider.functions.describe(name).revision(number)
+        if status is not None and status.phase is Phase.READY:
+            return status
+        if status is not None and status.phase is Phase.FAILED:
+            message = f"revision {number} of {name!r} failed on {provider.info.name}: {status.reason or 'no reason given'}"
+            raise FailedPreconditionError(message, provider=provider.info.name, operation="wait", resource=name)
+        if time.monotonic() >= deadline:
+            message = (
+                f"revision {number} of {name!r} is not ready on {provider.info.name} after {within.total_seconds():g} s: "
+                "look at `polyserve logs`, then repeat the command to go on waiting"
+            )
+            raise DeadlineExceededError(message, provider=provider.info.name, operation="wait", resource=name)
+        renew()
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_POLL)
+
+
+def verify(provider: Provider, desired: Desired, number: int, package: ModelPackage) -> None:
+    """Replay the package's golden sample on one revision, whatever its traffic.
+
+    Raises:
+        VerificationError: It cannot answer, or answers differently from the package.
+        UnavailableError: Nothing answers; the revision may be sound, so it is not held against it.
+    """
+    name, where = desired.name, f"revision {number} of {desired.name!r} on {provider.info.name}"
+    signature = Signature.from_dict(desired.signature)
+    golden = package.golden_request()
+    request = golden or Request(method="GET", path=f"/v2/models/{desired.model}/ready")
+    rest = f"It got no traffic. Its log: `polyserve logs {name}`"
+    with Endpoint(provider, name, model=desired.model, signature=signature, revision=number, timeout=desired.timeout) as endpoint:
+        try:
+            response = endpoint.send(request)
+        except PolyserveError as error:
+            if error.retryable or isinstance(error, DeadlineExceededError):
+                raise
+            message = f"{where} cannot answer its golden sample: {error.message}. {rest}"
+            raise VerificationError(message, provider=provider.info.name, operation="verify", resource=name) from error
+    difference = package.difference(response) if golden else None
+    if difference is not None:
+        message = f"{where} answers differently from its package: {difference}. {rest}"
+        raise VerificationError(message, provider=provider.info.name, operation="verify", resource=name)
