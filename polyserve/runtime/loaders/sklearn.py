@@ -1,0 +1,88 @@
+"""Load and call a scikit-learn estimator or Pipeline."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from polyserve.runtime import modules, values
+from polyserve.runtime.manifest import Manifest
+from polyserve.runtime.messages import ErrorCode, RequestError
+from polyserve.runtime.signature import Signature
+from polyserve.runtime.tensors import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class SklearnModel:
+    """An estimator and the methods of it that answer.
+
+    Args:
+        estimator: What was pickled.
+        methods: Names of its methods, in the order of the outputs.
+        signature: What goes in and out.
+    """
+
+    def __init__(self, estimator: object, methods: Sequence[str], signature: Signature) -> None:
+        self.estimator = estimator
+        self.methods = tuple(methods)
+        self.signature = signature
+
+    def answer(self, inputs: Sequence[Tensor]) -> object:
+        """Return one array for one output, else a mapping of arrays by output name."""
+        named = self._call(inputs, None)
+        return next(iter(named.values())) if list(named) == list(self.methods[:1]) else named
+
+    def predict(self, inputs: Sequence[Tensor], outputs: Sequence[str] | None) -> list[Tensor]:
+        """Return the arrays as tensors named after their methods.
+
+        Raises:
+            RequestError: The estimator refuses the inputs.
+        """
+        named = self._call(inputs, outputs)
+        return [_tensor(name, array) for name, array in named.items() if outputs is None or name in outputs]
+
+    def _call(self, inputs: Sequence[Tensor], outputs: Sequence[str] | None) -> dict[str, np.ndarray[Any, Any]]:
+        rows = values.from_tensors(inputs, self.signature.input_kind)
+        named: dict[str, np.ndarray[Any, Any]] = {}
+        for method in self.methods:
+            if outputs is not None and not any(name == method or name.startswith(f"{method}_") for name in outputs):
+                continue
+            try:
+                answer = getattr(self.estimator, method)(rows)
+            except ValueError as error:
+                # How an estimator says that it cannot take this input: NaN, an unknown category, too few features.
+                reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+                raise RequestError(ErrorCode.INVALID_ARGUMENT, f"the model refuses the input: {reason}") from error
+            if isinstance(answer, list):  # predict_proba of a model with several targets
+                named.update((f"{method}_{index}", _array(part)) for index, part in enumerate(answer))
+            else:
+                named[method] = _array(answer)
+        return named
+
+
+def load(root: Path, manifest: Manifest) -> SklearnModel:
+    """Unpickle the estimator. The files must have been verified."""
+    modules.add(root)
+    loader = cast("Mapping[str, Any]", manifest.loader)
+    with (root / loader["path"]).open("rb") as file:
+        estimator = pickle.load(file)
+    return SklearnModel(estimator, loader["methods"], manifest.signature)
+
+
+def _array(answer: Any) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    if hasattr(answer, "toarray"):  # scipy's sparse matrices
+        answer = answer.toarray()
+    array: np.ndarray[Any, Any] = np.asarray(answer)
+    if array.dtype == object and all(isinstance(value, str) for value in array.flat):
+        array = array.astype(np.str_)
+    return array
+
+
+def _tensor(name: str, array: np.ndarray[Any, Any]) -> Tensor:
+    return Tensor.from_numpy(name, array)
