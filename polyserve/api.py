@@ -1,4 +1,7 @@
-"""The verbs users call: a few lines each over the portable types. Finds the provider from the settings and puts the retrying layer around it."""
+"""The verbs users call: a few lines each over the portable types.
+
+Finds the provider that the settings name and puts the retrying layer around it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["connect", "deploy", "destroy", "list_deployments", "open_bucket", "package", "plan"]
 
 
-def plan(model: object, *, name: str | None = None, provider: str | None = None, profile: str | None = None, **asked: Any) -> Plan:
+def plan(
+    model: object, *, name: str | None = None, provider: str | None = None, profile: str | None = None, **asked: Any
+) -> Plan:
     """Return what `deploy` with the same arguments would do. Changes nothing.
 
     Args:
@@ -171,7 +176,9 @@ def _settings(provider: str | None, profile: str | None, asked: Mapping[str, Any
         "environment": asked.get("environment"),
         "options": asked.get("options"),
     }
-    return resolve(provider=provider, profile=profile, **{key: value for key, value in overrides.items() if value is not None})
+    return resolve(
+        provider=provider, profile=profile, **{key: value for key, value in overrides.items() if value is not None}
+    )
 
 
 def _target(settings: Settings) -> Target:
@@ -222,9 +229,9 @@ def _scaling(settings: Settings, target: Target, name: str) -> Scaling:
         scaling = load(target.bucket, name)[0].scaling
     except NotFoundError:
         scaling = Scaling()
-    if settings.min_instances is not None:
+    if settings.sources["min_instances"] != "default":
         scaling = replace(scaling, min_instances=settings.min_instances)
-    if settings.max_instances is not None:
+    if settings.sources["max_instances"] != "default":
         scaling = replace(scaling, max_instances=settings.max_instances)
     return scaling
 
@@ -237,7 +244,9 @@ def _architecture(limits: Limits) -> str:
 def _warnings(packaged: ModelPackage) -> tuple[str, ...]:
     warnings = []
     if packaged.golden_request() is None:
-        warnings.append("the package has no golden sample, so nothing proves that it answers as it did here: package it with sample=")
+        warnings.append(
+            "the package has no golden sample, so nothing proves that it answers as it did here: package it with sample="
+        )
     if not packaged.manifest.safe:
         warnings.append("the model is a pickle: loading it runs code, so deploy only packages from people you trust")
     return tuple(warnings)

@@ -1,8 +1,9 @@
 """A named model service on a provider, and everything that is done to it once it is there.
 
-`Deployment` is the portable type that users hold; `rollout` brings new revisions, this module moves traffic between them, scales, reads logs
-and destroys. Every verb that changes something holds the record's lease, writes what should be, then makes the platform follow; so each can be
-killed anywhere and repeated. Knows no provider.
+`Deployment` is the portable type that users hold; `rollout` brings new revisions, this module moves
+traffic between them, scales, reads logs and destroys. Every verb that changes something holds the record's
+lease, writes what should be, then makes the platform follow; so each can be killed anywhere and repeated.
+Knows no provider.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ class Deployment:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -259,12 +262,17 @@ class Deployment:
             ConflictError: Somebody else is changing the deployment.
         """
         with self._changing("promote") as ledger:
-            canary = ledger.record.canary
-            if canary is None:
-                self._follow_interrupted(ledger, "promote")
-                return self._stable_number()
-            self._route(ledger, {canary.number: 100}, action="promote", revision=canary.number)
-            return canary.number
+            record = ledger.record
+            last = record.history[-1] if record.history else None
+            if record.canary is None and last is not None and last.action == "promote":
+                # Repeated, perhaps because the first time was cut short: the platform is made to follow.
+                self._route(ledger, record.weights, action="promote", revision=last.revision)
+                return last.revision
+            if record.canary is None:
+                message = f"nothing to promote: deployment {self.name!r} has no canary (deploy one with canary=PERCENT)"
+                raise FailedPreconditionError(message, provider=self.provider, operation="promote", resource=self.name)
+            self._route(ledger, {record.canary.number: 100}, action="promote", revision=record.canary.number)
+            return record.canary.number
 
     def rollback(self, *, to: int | None = None) -> int:
         """Give all the traffic back to an earlier revision, and return its number.
@@ -278,12 +286,16 @@ class Deployment:
         """
         with self._changing("rollback") as ledger:
             record = ledger.record
-            if to is None:
+            if to is None and ledger.decided is not None:
+                to = ledger.decided.revision
+            elif to is None:
                 back = 1 if record.canary else 2
                 if len(record.lineage) < back:
                     live = f"revision {record.lineage[-1]}" if record.lineage else "no revision"
                     message = f"nothing to roll back to: {live} of {self.name!r} has no revision before it"
-                    raise FailedPreconditionError(message, provider=self.provider, operation="rollback", resource=self.name)
+                    raise FailedPreconditionError(
+                        message, provider=self.provider, operation="rollback", resource=self.name
+                    )
                 to = record.lineage[-back]
             self._route(ledger, {to: 100}, action="rollback", revision=to)
             return to
@@ -331,22 +343,8 @@ class Deployment:
         """
         destroy(self._target, self.name)
 
-    def _stable_number(self) -> int:
-        stable = self._record.stable
-        return stable.number if stable else 0
-
     def _changing(self, operation: str) -> _Changing:
         return _Changing(self, operation)
-
-    def _follow_interrupted(self, ledger: Ledger, operation: str) -> None:
-        """Finish an operation that was killed between the record and the platform: there is nothing new to decide, only to follow."""
-        record, function = ledger.record, describe(self._target.provider, self.name)
-        last = record.history[-1].action if record.history else ""
-        if last != operation or function is None or dict(function.weights) == record.weights:
-            message = f"nothing to {operation}: deployment {self.name!r} has no canary (deploy one with canary=PERCENT)"
-            raise FailedPreconditionError(message, provider=self.provider, operation=operation, resource=self.name)
-        with translating(self._target.provider, "route", self.name):
-            self._target.provider.functions.route(self.name, record.weights)
 
     def _route(self, ledger: Ledger, weights: Mapping[int, int], *, action: str, revision: int) -> None:
         self._check_weights(ledger.record, weights, action)
@@ -360,15 +358,21 @@ class Deployment:
         where = {"provider": self.provider, "operation": action, "resource": self.name}
         if any(percent < 0 for percent in weights.values()) or sum(weights.values()) != 100:
             shown = " ".join(f"{number}={percent}" for number, percent in weights.items()) or "none"
-            raise InvalidArgumentError(f"weights {shown} sum to {sum(weights.values())}: they are percents and must sum to 100", **where)
+            raise InvalidArgumentError(
+                f"weights {shown} sum to {sum(weights.values())}: they are percents and must sum to 100", **where
+            )
         for number in weights:
             known: Revision | None = record.revision(number)
             if known is None:
                 numbers = ", ".join(str(r.number) for r in record.revisions) or "none"
-                raise FailedPreconditionError(f"deployment {self.name!r} has no revision {number}: it has {numbers}", **where)
+                raise FailedPreconditionError(
+                    f"deployment {self.name!r} has no revision {number}: it has {numbers}", **where
+                )
             if known.state != "verified" and weights[number]:
                 reason = known.reason or "its golden sample was not answered yet"
-                raise FailedPreconditionError(f"revision {number} of {self.name!r} may not have traffic: {reason}", **where)
+                raise FailedPreconditionError(
+                    f"revision {number} of {self.name!r} may not have traffic: {reason}", **where
+                )
         split = sum(1 for percent in weights.values() if percent) > 1
         if split and Capability.TRAFFIC_SPLIT not in self._target.provider.info.capabilities:
             message = f"{self._target.provider.info.title} cannot split traffic: give one revision 100"
@@ -447,5 +451,3 @@ def _remove_bucket_if_empty(target: Target) -> None:
             target.provider.remove_bucket(target.bucket.name)
     except (FailedPreconditionError, NotFoundError):
         return  # other deployments live in it, or it is gone
-
-

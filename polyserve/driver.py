@@ -1,8 +1,9 @@
 """What a provider implements: Protocols, and the frozen values that pass between a driver and the portable core.
 
-Users never see a driver; they hold `Bucket`, `Deployment` and `Endpoint`, which are concrete and written once. A driver is thin: translate,
-call the SDK, return. It raises the SDK's own error (`Provider.classify` sorts it, the core wraps it once), never polls, never retries, and
-honours or refuses what it is asked, never ignores it. Standard library only.
+Users never see a driver; they hold `Bucket`, `Deployment` and `Endpoint`, which are concrete and written
+once. A driver is thin: translate, call the SDK, return. It raises the SDK's own error (`Provider.classify`
+sorts it, the core wraps it once), never polls, never retries, and honours or refuses what it is asked,
+never ignores it. Standard library only.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@
      +-- InternalError                              the model or the service failed
      +-- MissingDependencyError (ImportError)       a package that this needs is not installed
 
-`code` says what kind of failure it was; act upon it or upon the class, never upon the message. `retryable` is true where the same call may
-succeed later: UNAVAILABLE, RESOURCE_EXHAUSTED and, for calls that can be repeated, DEADLINE_EXCEEDED.
+`code` says what kind of failure it was; act upon it or upon the class, never upon the message. `retryable`
+is true where the same call may succeed later: UNAVAILABLE, RESOURCE_EXHAUSTED and, for calls that can be
+repeated, DEADLINE_EXCEEDED.
 """
 
 from __future__ import annotations

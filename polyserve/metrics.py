@@ -1,7 +1,7 @@
 """Metrics from the runtime's own log lines, the same way on every provider. Pure: takes log events, knows no platform.
 
-The runtime writes one JSON line for each request (`polyserve.runtime.logs`); platforms keep and return lines. So latency, errors and cold
-starts need no metrics service and read alike everywhere.
+The runtime writes one JSON line for each request (`polyserve.runtime.logs`); platforms keep and return
+lines. So latency, errors and cold starts need no metrics service and read alike everywhere.
 """
 
 from __future__ import annotations

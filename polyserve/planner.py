@@ -1,7 +1,8 @@
 """What a deploy would do: desired x observed -> Plan. Pure: no I/O, no clock, no import of a provider.
 
-A plan is the difference between what is asked and what is there, so the same command always converges, however the one before it ended. What
-the provider cannot do, or what is over one of its limits, is refused here, before the first remote call that changes anything.
+A plan is the difference between what is asked and what is there, so the same command always converges,
+however the one before it ended. What the provider cannot do, or what is over one of its limits, is refused
+here, before the first remote call that changes anything.
 """
 
 from __future__ import annotations
@@ -213,7 +214,9 @@ def plan(desired: Desired, observed: Observed, *, permissions: Sequence[str] = (
     findings = _check(desired, observed, number)
     steps = () if findings.refusals else tuple(_steps(desired, observed, number, match, weights))
     price = desired.info.price
-    per_call = price and price.per_million_requests + 1e6 * ASSUMED_SECONDS * desired.memory_mb / 1024 * price.per_gb_second
+    per_call = (
+        price and price.per_million_requests + 1e6 * ASSUMED_SECONDS * desired.memory_mb / 1024 * price.per_gb_second
+    )
     return Plan(
         name=desired.name,
         provider=desired.info.name,
@@ -256,14 +259,26 @@ def _check(desired: Desired, observed: Observed, number: int) -> _Findings:
     info, limits, found = desired.info, desired.info.limits, _Findings()
     title = info.title
     _check_settings(desired, found)
-    found.within("timeout", desired.timeout.total_seconds(), limits.timeout.total_seconds(), "s", "ask for a shorter --timeout")
     found.within(
-        "bundle", desired.artifact.size, limits.bundle_bytes, "bytes", f"{title} takes no larger upload: a smaller model or fewer requirements"
+        "timeout", desired.timeout.total_seconds(), limits.timeout.total_seconds(), "s", "ask for a shorter --timeout"
     )
     found.within(
-        "bundle unpacked", desired.unpacked_bytes, limits.bundle_unpacked_bytes, "bytes", "a smaller model or fewer requirements"
+        "bundle",
+        desired.artifact.size,
+        limits.bundle_bytes,
+        "bytes",
+        f"{title} takes no larger upload: a smaller model or fewer requirements",
     )
-    found.within("request body", desired.request_bytes, limits.request_bytes, "bytes", "set request_bytes lower in the profile")
+    found.within(
+        "bundle unpacked",
+        desired.unpacked_bytes,
+        limits.bundle_unpacked_bytes,
+        "bytes",
+        "a smaller model or fewer requirements",
+    )
+    found.within(
+        "request body", desired.request_bytes, limits.request_bytes, "bytes", "set request_bytes lower in the profile"
+    )
     environment = sum(len(k.encode()) + len(v.encode()) for k, v in desired.environment.items())
     found.within("environment", environment, limits.environment_bytes, "bytes", "set fewer or shorter --env values")
     most = desired.scaling.max_instances or desired.scaling.min_instances
@@ -286,13 +301,19 @@ def _check_settings(desired: Desired, found: _Findings) -> None:
     if desired.timeout <= timedelta(0):
         refuse(f"timeout is {desired.timeout.total_seconds():g} s, which is no time: give a positive --timeout")
     if desired.python not in limits.pythons:
-        refuse(f"the package is for Python {desired.python}, {title} runs {', '.join(limits.pythons)}: package it under one of those")
+        refuse(
+            f"the package is for Python {desired.python}, {title} runs {', '.join(limits.pythons)}: package it under one of those"
+        )
     if desired.architecture not in limits.architectures:
         refuse(f"architecture is {desired.architecture}, {title} runs {', '.join(limits.architectures)}")
     for key in desired.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or key.startswith("POLYSERVE_"):
-            refuse(f"environment variable {key!r}: names are letters, digits and underscores, and POLYSERVE_* are polyserve's own: rename it")
-    if scaling.min_instances < 0 or (scaling.max_instances is not None and scaling.max_instances < max(1, scaling.min_instances)):
+            refuse(
+                f"environment variable {key!r}: names are letters, digits and underscores, and POLYSERVE_* are polyserve's own: rename it"
+            )
+    if scaling.min_instances < 0 or (
+        scaling.max_instances is not None and scaling.max_instances < max(1, scaling.min_instances)
+    ):
         refuse(
             f"instances from {scaling.min_instances} to {scaling.max_instances}: min must be at least 0, max at least 1 and not below min"
         )
@@ -302,7 +323,9 @@ def _check_capabilities(desired: Desired, observed: Observed, number: int, found
     info, record = desired.info, observed.record
     refuse = found.refusals.append
     if Capability.CONDITIONAL_PUT not in info.capabilities:
-        refuse(f"{info.title} cannot write conditionally, and deployment records depend on it: choose another object store")
+        refuse(
+            f"{info.title} cannot write conditionally, and deployment records depend on it: choose another object store"
+        )
     if desired.scaling.min_instances > 0 and Capability.MIN_INSTANCES not in info.capabilities:
         refuse(f"{info.title} cannot keep {desired.scaling.min_instances} instances warm: leave out --min")
     if desired.scaling.max_instances is not None and Capability.MAX_INSTANCES not in info.capabilities:
@@ -315,9 +338,13 @@ def _check_capabilities(desired: Desired, observed: Observed, number: int, found
         elif record is None or record.stable is None:
             refuse("a canary needs a revision that has the traffic now: deploy once without --canary first")
         elif record.stable.number == number and desired.canary < 100:
-            refuse(f"revision {number} with this package and these settings has the traffic already: change something, or leave out --canary")
+            refuse(
+                f"revision {number} with this package and these settings has the traffic already: change something, or leave out --canary"
+            )
     if record is not None and record.phase == "deleting":
-        refuse(f"deployment {desired.name!r} is being destroyed: finish it with `polyserve destroy {desired.name}` first")
+        refuse(
+            f"deployment {desired.name!r} is being destroyed: finish it with `polyserve destroy {desired.name}` first"
+        )
 
 
 def _steps(
@@ -331,13 +358,18 @@ def _steps(
     function = observed.function
     native = function.revision(number) if function else None
     verified = match is not None and match.state == "verified"
-    present = native is not None and native.phase is not Phase.FAILED and native.spec_digest == desired.spec(number).digest()
+    present = (
+        native is not None and native.phase is not Phase.FAILED and native.spec_digest == desired.spec(number).digest()
+    )
     if observed.record is None:
         add(StepKind.PREPARE, f"make bucket {desired.artifact.bucket!r} and the deployment's record")
     if not present and not observed.artifact_present:
         add(StepKind.UPLOAD, f"upload the bundle, {desired.artifact.size:,} bytes, to {desired.info.store_service}")
     if not present:
-        add(StepKind.APPLY, f"make revision {number} on {desired.info.function_service}: {desired.memory_mb} MB, {desired.timeout.total_seconds():g} s")
+        add(
+            StepKind.APPLY,
+            f"make revision {number} on {desired.info.function_service}: {desired.memory_mb} MB, {desired.timeout.total_seconds():g} s",
+        )
     if not (present and verified) or (native and native.phase is not Phase.READY):
         add(StepKind.WAIT, f"wait until revision {number} is ready")
     if not (present and verified):
@@ -346,7 +378,10 @@ def _steps(
         add(StepKind.SCALE, f"scale to {_bounds(desired.scaling)}")
     routed = observed.record is not None and function is not None and dict(function.weights) == dict(weights)
     if not routed or (observed.record and observed.record.weights != weights):
-        add(StepKind.ROUTE, "route " + ", ".join(f"{percent} % to revision {n}" for n, percent in sorted(weights.items())))
+        add(
+            StepKind.ROUTE,
+            "route " + ", ".join(f"{percent} % to revision {n}" for n, percent in sorted(weights.items())),
+        )
     return steps
 
 

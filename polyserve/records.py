@@ -1,9 +1,10 @@
 """Deployment records: what polyserve knows of a deployment, one JSON object in the deployment's own bucket.
 
-There is no other state: any process with access to the bucket can go on where another stopped. Every write is conditional on the version that
-was read, so two deployers cannot corrupt one deployment: one wins, the other gets `ConflictError`. A lease inside the record says who is
-changing it; it ends by itself when its process is gone or its time is over. Knows no platform; secrets never get here (of environment
-variables only the names).
+There is no other state: any process with access to the bucket can go on where another stopped. Every write
+is conditional on the version that was read, so two deployers cannot corrupt one deployment: one wins, the
+other gets `ConflictError`. A lease inside the record says who is changing it; it ends by itself when its
+process is gone or its time is over. Knows no platform; secrets never get here (of environment variables
+only the names).
 """
 
 from __future__ import annotations
@@ -83,23 +84,26 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Who is changing the deployment, until when (Unix time) unless renewed."""
+    """Who is changing the deployment, since when and until when (Unix time) unless renewed."""
 
     holder: str
     operation: str
     host: str
     pid: int
     process_started: str
+    began_at: float
     expires_at: float
 
     def held(self) -> bool:
-        """Return whether the holder may still be at work: on this machine its process is looked at, elsewhere its time counts."""
+        """Return whether the holder may still be at work: its time counts, and on this machine its process is looked at too."""
         if self.holder in _active:
             return True
-        if self.host == _host():
-            # The process of this very lease, and not another that got its number: then only an operation still active counts.
-            return self.pid != os.getpid() and _process_started(self.pid) == self.process_started != ""
-        return time.time() < self.expires_at
+        if time.time() >= self.expires_at:
+            return False
+        if self.host != _host():
+            return True
+        # Not this process (then it would be in _active), and not another one that was given the same number later.
+        return self.pid != os.getpid() and _process_started(self.pid) == self.process_started != ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,7 @@ class DeploymentRecord:
         history: What was done, oldest first; the newest `HISTORY` entries.
         phase: `deleting` once a destroy has begun: it can only be finished.
         lease: Who is changing it now.
+        unfinished: The lease of an operation that failed on its way, so that the same command can finish it.
         generation: Counts the writes.
     """
 
@@ -125,10 +130,11 @@ class DeploymentRecord:
     revisions: tuple[Revision, ...] = ()
     weights: dict[int, int] = field(default_factory=dict)
     lineage: tuple[int, ...] = ()
-    scaling: Scaling = Scaling()
+    scaling: Scaling = field(default_factory=Scaling)
     history: tuple[HistoryEntry, ...] = ()
     phase: Literal["active", "deleting"] = "active"
     lease: Lease | None = None
+    unfinished: Lease | None = None
     generation: int = 0
     created_at: float = 0.0
     updated_at: float = 0.0
@@ -183,7 +189,9 @@ HISTORY = 200
 class Objects(Protocol):
     """What records need of a bucket."""
 
-    def put(self, key: str, data: bytes, /, *, content_type: str, if_absent: bool = False, if_match: str | None = None) -> ObjectMeta:
+    def put(
+        self, key: str, data: bytes, /, *, content_type: str, if_absent: bool = False, if_match: str | None = None
+    ) -> ObjectMeta:
         """Write an object."""
         ...
 
@@ -243,12 +251,17 @@ class Ledger:
         bucket: Where the record is.
         record: The record as last written.
         version: Its version.
+        decided: The last entry of the history when an operation of the same verb was cut short after it had written what should be:
+            there is nothing new to decide then, only to make the platform follow.
     """
 
-    def __init__(self, bucket: Objects, record: DeploymentRecord, version: str) -> None:
+    def __init__(
+        self, bucket: Objects, record: DeploymentRecord, version: str, *, decided: HistoryEntry | None = None
+    ) -> None:
         self._bucket = bucket
         self.record = record
         self._version = version
+        self.decided = decided
 
     def save(self, record: DeploymentRecord) -> None:
         """Write the record, lease kept and renewed.
@@ -266,8 +279,15 @@ class Ledger:
             self.save(self.record)
 
     def release(self) -> None:
-        """Give the lease back."""
-        self._write(replace(self.record, lease=None))
+        """Give the lease back: the operation is done."""
+        self._write(replace(self.record, lease=None, unfinished=None))
+
+    def abandon(self) -> None:
+        """Give the lease back after a failure; a lease that cannot be given back ends with its process or its time."""
+        try:
+            self._write(replace(self.record, lease=None, unfinished=self.record.lease))
+        except PolyserveError:
+            return  # the caller must see its own error, not this one
 
     def delete(self) -> None:
         """Delete the record: the last step of destroy."""
@@ -276,13 +296,18 @@ class Ledger:
 
     def _write(self, record: DeploymentRecord) -> None:
         now = time.time()
-        record = replace(record, generation=self.record.generation + 1, updated_at=now, created_at=record.created_at or now)
+        record = replace(
+            record, generation=self.record.generation + 1, updated_at=now, created_at=record.created_at or now
+        )
         condition: dict[str, Any] = {"if_match": self._version} if self._version else {"if_absent": True}
         data = msgspec.json.format(msgspec.json.encode(record), indent=1)
         try:
             meta = self._bucket.put(record_key(record.name), data, content_type="application/json", **condition)
         except (FailedPreconditionError, AlreadyExistsError, NotFoundError) as error:
-            message = f"deployment {record.name!r} was changed by somebody else meanwhile: look with `polyserve status {record.name}`, then repeat"
+            message = (
+                f"deployment {record.name!r} was changed by somebody else meanwhile: "
+                f"look with `polyserve status {record.name}`, then repeat"
+            )
             raise ConflictError(message, operation="write record", resource=record.name) from error
         self.record, self._version = record, meta.version
 
@@ -314,36 +339,34 @@ def leased(bucket: Objects, name: str, operation: str, *, new: DeploymentRecord 
             f"lease until {until} unless renewed: repeat after that"
         )
         raise ConflictError(message, operation=operation, resource=name)
-    holder = uuid.uuid4().hex
+    before = record.lease or record.unfinished
+    if before is not None and before.operation != operation:
+        before = None
+    last = record.history[-1] if record.history else None
+    decided = last if before and last and last.action == operation and last.at >= before.began_at else None
+    now = time.time()
     lease = Lease(
-        holder=holder,
+        holder=uuid.uuid4().hex,
         operation=operation,
         host=_host(),
         pid=os.getpid(),
         process_started=_process_started(os.getpid()),
-        expires_at=0.0,
+        began_at=before.began_at if before else now,
+        expires_at=now,
     )
-    _active.add(holder)
+    _active.add(lease.holder)
     try:
-        ledger = Ledger(bucket, record, version)
-        ledger.save(replace(record, lease=lease))
+        ledger = Ledger(bucket, record, version, decided=decided)
+        ledger.save(replace(record, lease=lease, unfinished=before))
         try:
             yield ledger
         except BaseException:
-            _release_quietly(ledger)
+            ledger.abandon()
             raise
         if ledger.record.lease is not None:
             ledger.release()
     finally:
-        _active.discard(holder)
-
-
-def _release_quietly(ledger: Ledger) -> None:
-    """Give the lease back after a failure whose own error must reach the caller; a lease that stays ends with its process."""
-    try:
-        ledger.release()
-    except PolyserveError:
-        return
+        _active.discard(lease.holder)
 
 
 _active: set[str] = set()

@@ -1,8 +1,9 @@
 """How a package becomes a revision with traffic: upload -> apply -> wait -> golden sample -> record -> route.
 
-Every step looks before it acts and can be repeated, so a rollout that was killed after any of them is finished by the same command. The revision
-is written to the record before the platform hears of it (nothing can exist that no record names), and the weights before they are routed (the
-record is what should be). A revision whose golden answer differs is recorded as failed and never gets traffic.
+Every step looks before it acts and can be repeated, so a rollout that was killed after any of them is
+finished by the same command. The revision is written to the record before the platform hears of it
+(nothing can exist that no record names), and the weights before they are routed (the record is what should
+be). A revision whose golden answer differs is recorded as failed and never gets traffic.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def roll_out(
         VerificationError: The revision answers differently from the package; it got no traffic.
         PolyserveError: A step failed; the same call goes on from there.
     """
-    planned = plan(desired, observe(target, desired), permissions=target.provider.functions.permissions(desired.spec(1)))
+    planned = plan(
+        desired, observe(target, desired), permissions=target.provider.functions.permissions(desired.spec(1))
+    )
     refuse(planned)
     if not planned.changes:
         return planned
@@ -123,49 +126,66 @@ def roll_out(
         observed = observe(target, desired)
         planned = plan(desired, observed, permissions=planned.permissions)
         refuse(planned)
-        _Rollout(target, desired, package, bundle, ledger, listener or (lambda event: None)).run(planned, observed)
+        _Rollout(
+            target=target,
+            desired=desired,
+            package=package,
+            bundle=bundle,
+            ledger=ledger,
+            tell=listener or (lambda event: None),
+        ).run(planned, observed)
     return planned
 
 
+@dataclass(slots=True, kw_only=True)
 class _Rollout:
     """One rollout under its lease."""
 
-    def __init__(
-        self, target: Target, desired: Desired, package: ModelPackage, bundle: Bundle, ledger: Ledger, tell: Listener
-    ) -> None:
-        self._target, self._desired, self._package, self._bundle = target, desired, package, bundle
-        self._ledger, self._tell = ledger, tell
-        self._provider = target.provider
+    target: Target
+    desired: Desired
+    package: ModelPackage
+    bundle: Bundle
+    ledger: Ledger
+    tell: Listener
 
     def run(self, planned: Plan, observed: Observed) -> None:
         """Carry out the steps of the plan."""
         kinds = {step.kind: step.summary for step in planned.steps}
-        number, desired = planned.revision, self._desired
+        number, desired = planned.revision, self.desired
         if StepKind.APPLY in kinds or StepKind.VERIFY in kinds:
             self._announce(number, observed)
         if StepKind.UPLOAD in kinds:
             with self._step(StepKind.UPLOAD, kinds[StepKind.UPLOAD]):
                 self._upload()
         if StepKind.APPLY in kinds:
-            with self._step(StepKind.APPLY, kinds[StepKind.APPLY]), translating(self._provider, "apply", desired.name):
-                self._provider.functions.apply(desired.spec(number))
+            with (
+                self._step(StepKind.APPLY, kinds[StepKind.APPLY]),
+                translating(self.target.provider, "apply", desired.name),
+            ):
+                self.target.provider.functions.apply(desired.spec(number))
         if StepKind.WAIT in kinds:
             with self._step(StepKind.WAIT, kinds[StepKind.WAIT]), self._recording_failure(number):
-                wait_ready(self._provider, desired.name, number, renew=self._ledger.renew)
+                wait_ready(self.target.provider, desired.name, number, renew=self.ledger.renew)
         if StepKind.VERIFY in kinds:
             with self._step(StepKind.VERIFY, kinds[StepKind.VERIFY]), self._recording_failure(number):
-                verify(self._provider, desired, number, self._package)
+                verify(self.target.provider, desired, number, self.package)
         if StepKind.SCALE in kinds:
-            with self._step(StepKind.SCALE, kinds[StepKind.SCALE]), translating(self._provider, "scale", desired.name):
-                self._provider.functions.scale(desired.name, desired.scaling)
+            with (
+                self._step(StepKind.SCALE, kinds[StepKind.SCALE]),
+                translating(self.target.provider, "scale", desired.name),
+            ):
+                self.target.provider.functions.scale(desired.name, desired.scaling)
         self._record(planned)
         if StepKind.ROUTE in kinds:
-            with self._step(StepKind.ROUTE, kinds[StepKind.ROUTE]), translating(self._provider, "route", desired.name):
-                self._provider.functions.route(desired.name, planned.weights)
+            with (
+                self._step(StepKind.ROUTE, kinds[StepKind.ROUTE]),
+                translating(self.target.provider, "route", desired.name),
+            ):
+                self.target.provider.functions.route(desired.name, planned.weights)
 
     def _announce(self, number: int, observed: Observed) -> None:
         """Write the revision to the record before the platform hears of it, and let go of one that was begun and given up."""
-        desired, record = self._desired, self._ledger.record
+        desired, record = self.desired, self.ledger.record
         known = matching_revision(desired, observed)
         revision = Revision(
             number=number,
@@ -183,12 +203,12 @@ class _Rollout:
         )
         for left in (r for r in record.revisions if r.state == "pending" and r.number != number):
             record = record.with_revision(failed(left, "given up: another deploy came before it was verified"))
-        self._ledger.save(record.with_revision(revision))
+        self.ledger.save(record.with_revision(revision))
 
     def _upload(self) -> None:
-        artifact = self._desired.artifact
+        artifact = self.desired.artifact
         try:
-            self._target.bucket.put(artifact.key, self._bundle.path, content_type="application/zip", if_absent=True)
+            self.target.bucket.put(artifact.key, self.bundle.path, content_type="application/zip", if_absent=True)
         except FailedPreconditionError:
             # It is there by now: names are digests, so whoever wrote it wrote the same bytes.
             return
@@ -199,27 +219,29 @@ class _Rollout:
         try:
             yield
         except (VerificationError, FailedPreconditionError) as error:
-            record = self._ledger.record
+            record = self.ledger.record
             revision = record.revision(number)
             if revision is not None:
-                noted = record.with_revision(failed(revision, error.message)).noted("deploy failed", revision=number, note=error.message)
-                self._ledger.save(noted)
+                noted = record.with_revision(failed(revision, error.message)).noted(
+                    "deploy failed", revision=number, note=error.message
+                )
+                self.ledger.save(noted)
             raise
 
     def _record(self, planned: Plan) -> None:
-        record = replace(self._ledger.record, scaling=self._desired.scaling)
+        record = replace(self.ledger.record, scaling=self.desired.scaling)
         revision = record.revision(planned.revision)
         if revision is not None:
             record = record.with_revision(replace(revision, state="verified", reason=""))
         action = "deploy" if len(planned.weights) == 1 else "canary"
-        self._ledger.save(record.routed(planned.weights, action=action, revision=planned.revision))
+        self.ledger.save(record.routed(planned.weights, action=action, revision=planned.revision))
 
     @contextmanager
     def _step(self, kind: StepKind, detail: str) -> Iterator[None]:
-        self._tell(Event(step=kind, state="start", detail=detail))
+        self.tell(Event(step=kind, state="start", detail=detail))
         begun = time.perf_counter()
         yield
-        self._tell(Event(step=kind, state="done", detail=detail, seconds=time.perf_counter() - begun))
+        self.tell(Event(step=kind, state="done", detail=detail, seconds=time.perf_counter() - begun))
 
 
 def wait_ready(
@@ -245,7 +267,9 @@ def wait_ready(
         if status is not None and status.phase is Phase.READY:
             return status
         if status is not None and status.phase is Phase.FAILED:
-            message = f"revision {number} of {name!r} failed on {provider.info.name}: {status.reason or 'no reason given'}"
+            message = (
+                f"revision {number} of {name!r} failed on {provider.info.name}: {status.reason or 'no reason given'}"
+            )
             raise FailedPreconditionError(message, provider=provider.info.name, operation="wait", resource=name)
         if time.monotonic() >= deadline:
             message = (
@@ -270,7 +294,9 @@ def verify(provider: Provider, desired: Desired, number: int, package: ModelPack
     golden = package.golden_request()
     request = golden or Request(method="GET", path=f"/v2/models/{desired.model}/ready")
     rest = f"It got no traffic. Its log: `polyserve logs {name}`"
-    with Endpoint(provider, name, model=desired.model, signature=signature, revision=number, timeout=desired.timeout) as endpoint:
+    with Endpoint(
+        provider, name, model=desired.model, signature=signature, revision=number, timeout=desired.timeout
+    ) as endpoint:
         try:
             response = endpoint.send(request)
         except PolyserveError as error:

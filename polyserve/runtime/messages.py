@@ -1,7 +1,8 @@
 """The canonical request and response, and the one error body.
 
-Everything that reaches a model passes through these two values, whatever the cloud: an entrypoint turns its platform's native event into a
-`Request`, the host answers with a `Response`. Knows no HTTP server, no cloud and no model.
+Everything that reaches a model passes through these two values, whatever the cloud: an entrypoint turns
+its platform's native event into a `Request`, the host answers with a `Response`. Knows no HTTP server, no
+cloud and no model.
 """
 
 from __future__ import annotations
