@@ -5,7 +5,6 @@ Finds the provider that the settings name and puts the retrying layer around it.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -15,14 +14,14 @@ from polyserve import registry
 from polyserve.bucket import Bucket
 from polyserve.deployment import Deployment, DeploymentStatus
 from polyserve.deployment import destroy as _destroy
-from polyserve.driver import Artifact, Limits, Scaling
+from polyserve.driver import Scaling
 from polyserve.errors import NotFoundError
 from polyserve.layers.retrying import retrying
 from polyserve.model import ModelPackage, package
 from polyserve.planner import Desired, Plan
 from polyserve.planner import plan as _plan
-from polyserve.records import load, names, prefix
-from polyserve.rollout import Event, Target, observe, roll_out
+from polyserve.records import load, names
+from polyserve.rollout import Event, Target, desire, observe, roll_out
 from polyserve.settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -189,36 +188,18 @@ def _target(settings: Settings) -> Target:
 def _desired(
     model: object, name: str | None, settings: Settings, target: Target, asked: Mapping[str, Any]
 ) -> tuple[Desired, ModelPackage, Bundle]:
-    from polyserve import bundle as bundles
-
     packaged = package(model, name=None if isinstance(model, ModelPackage) else name, sample=asked.get("sample"))
     deployment = name or packaged.name
-    info = target.provider.info
-    architecture = _architecture(info.limits)
-    bundle = bundles.build(packaged, info, python=packaged.manifest.python, architecture=architecture)
-    desired = Desired(
+    desired, bundle = desire(
+        packaged,
+        target,
         name=deployment,
-        info=info,
-        package_digest=packaged.digest,
-        model=packaged.name,
-        signature=packaged.signature.to_dict(),
-        requirements=packaged.manifest.requirements,
-        python=packaged.manifest.python,
-        architecture=architecture,
-        artifact=Artifact(
-            bucket=settings.bucket,
-            key=f"{prefix(deployment)}bundles/{bundle.sha256}.zip",
-            sha256=bundle.sha256,
-            size=bundle.size,
-        ),
-        unpacked_bytes=bundle.unpacked_size,
         memory_mb=settings.memory_mb,
         timeout=timedelta(seconds=settings.timeout_s),
         environment=settings.environment,
         request_bytes=settings.request_bytes,
         scaling=_scaling(settings, target, deployment),
         canary=asked.get("canary"),
-        warnings=_warnings(packaged),
     )
     return desired, packaged, bundle
 
@@ -234,22 +215,6 @@ def _scaling(settings: Settings, target: Target, name: str) -> Scaling:
     if settings.sources["max_instances"] != "default":
         scaling = replace(scaling, max_instances=settings.max_instances)
     return scaling
-
-
-def _architecture(limits: Limits) -> str:
-    machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
-    return machine if machine in limits.architectures else limits.architectures[0]
-
-
-def _warnings(packaged: ModelPackage) -> tuple[str, ...]:
-    warnings = []
-    if packaged.golden_request() is None:
-        warnings.append(
-            "the package has no golden sample, so nothing proves that it answers as it did here: package it with sample="
-        )
-    if not packaged.manifest.safe:
-        warnings.append("the model is a pickle: loading it runs code, so deploy only packages from people you trust")
-    return tuple(warnings)
 
 
 def _names(target: Target) -> list[str]:

@@ -8,15 +8,27 @@ be). A revision whose golden answer differs is recorded as failed and never gets
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import Literal
 
 from polyserve.bucket import Bucket
-from polyserve.driver import FunctionStatus, Phase, Provider, Request, RevisionStatus
+from polyserve.bundle import Bundle, build
+from polyserve.driver import (
+    Artifact,
+    FunctionStatus,
+    Limits,
+    Phase,
+    Provider,
+    Request,
+    RevisionStatus,
+    Scaling,
+)
 from polyserve.endpoint import Endpoint
 from polyserve.errors import (
     DeadlineExceededError,
@@ -27,13 +39,10 @@ from polyserve.errors import (
     VerificationError,
     translating,
 )
+from polyserve.model import ModelPackage
 from polyserve.planner import Desired, Observed, Plan, StepKind, failed, matching_revision, plan
-from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load
+from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load, prefix
 from polyserve.runtime.signature import Signature
-
-if TYPE_CHECKING:
-    from polyserve.bundle import Bundle
-    from polyserve.model import ModelPackage
 
 READY_WITHIN = timedelta(minutes=15)
 """How long a revision may take to be ready: building an environment or an image is the slow part."""
@@ -61,6 +70,72 @@ class Target:
 
     provider: Provider
     bucket: Bucket
+
+
+def desire(
+    package: ModelPackage,
+    target: Target,
+    *,
+    name: str,
+    memory_mb: int = 512,
+    timeout: timedelta = timedelta(seconds=30),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    request_bytes: int = 64 << 20,
+    scaling: Scaling = Scaling(),  # noqa: B008 - frozen
+    canary: int | None = None,
+) -> tuple[Desired, Bundle]:
+    """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
+
+    Raises:
+        PackageError: The package is damaged.
+    """
+    info = target.provider.info
+    architecture = _architecture(info.limits)
+    bundle = build(package, info, python=package.manifest.python, architecture=architecture)
+    desired = Desired(
+        name=name,
+        info=info,
+        package_digest=package.digest,
+        model=package.name,
+        signature=package.signature.to_dict(),
+        requirements=package.manifest.requirements,
+        python=package.manifest.python,
+        architecture=architecture,
+        artifact=Artifact(
+            bucket=target.bucket.name,
+            key=f"{prefix(name)}bundles/{bundle.sha256}.zip",
+            sha256=bundle.sha256,
+            size=bundle.size,
+        ),
+        unpacked_bytes=bundle.unpacked_size,
+        memory_mb=memory_mb,
+        timeout=timeout,
+        environment=environment,
+        request_bytes=request_bytes,
+        scaling=scaling,
+        canary=canary,
+        warnings=_warnings(package),
+    )
+    return desired, bundle
+
+
+def _architecture(limits: Limits) -> str:
+    machine = platform.machine().lower()
+    machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+    return machine if machine in limits.architectures else limits.architectures[0]
+
+
+def _warnings(package: ModelPackage) -> tuple[str, ...]:
+    warnings = []
+    if package.golden_request() is None:
+        warnings.append(
+            "no golden sample: nothing proves that the model answers there as it did here; package it with sample="
+        )
+    if not package.manifest.safe:
+        warnings.append(
+            "the model is a pickle, which runs code when it is loaded: deploy only what comes from people you trust"
+        )
+    return tuple(warnings)
 
 
 def observe(target: Target, desired: Desired) -> Observed:
