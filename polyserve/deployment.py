@@ -25,7 +25,7 @@ from polyserve.errors import (
     UnsupportedError,
     translating,
 )
-from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load, prefix
+from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load, prefix, record_key
 from polyserve.rollout import Target, describe
 from polyserve.runtime.signature import Signature
 
@@ -423,9 +423,8 @@ def destroy(target: Target, name: str) -> None:
                 provider.functions.delete(name)
         except NotFoundError:
             pass  # never made, or deleted by a destroy before this one
-        record_key = f"{prefix(name)}record.json"
         for meta in list(bucket.list(prefix(name))):
-            if meta.key != record_key:
+            if meta.key != record_key(name):
                 bucket.delete(meta.key, missing_ok=True)
             ledger.renew()
         ledger.delete()

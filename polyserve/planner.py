@@ -203,7 +203,12 @@ class _Findings:
         check = LimitCheck(what=what, value=value, limit=limit, unit=unit)
         self.limits.append(check)
         if not check.held:
-            self.refusals.append(f"{what} is {value:,g} {unit}, the limit is {limit:,g} {unit}: {way_out}")
+            self.refusals.append(f"{what} is {_number(value)} {unit}, the limit is {_number(limit)} {unit}: {way_out}")
+
+
+def _number(value: float | None) -> str:
+    # In full: 50,000,001 over a limit of 50,000,000 must not read "5e+07 over 5e+07".
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6f}".rstrip("0").rstrip(".")
 
 
 def plan(desired: Desired, observed: Observed, *, permissions: Sequence[str] = ()) -> Plan:

@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -186,24 +186,37 @@ HISTORY = 200
 """How many entries of history a record keeps."""
 
 
+class Reader(Protocol):
+    """An open object."""
+
+    @property
+    def meta(self) -> ObjectMeta:
+        """Describe the object."""
+        ...
+
+    def read(self) -> bytes:
+        """Read the rest of it."""
+        ...
+
+
 class Objects(Protocol):
-    """What records need of a bucket."""
+    """What records need of a `Bucket`, which stands above them."""
 
     def put(
-        self, key: str, data: bytes, /, *, content_type: str, if_absent: bool = False, if_match: str | None = None
+        self, key: str, data: bytes, *, content_type: str, if_absent: bool = False, if_match: str | None = None
     ) -> ObjectMeta:
         """Write an object."""
         ...
 
-    def read(self, key: str, /) -> tuple[ObjectMeta, bytes]:
-        """Read an object with its version."""
+    def open(self, key: str) -> AbstractContextManager[Reader]:
+        """Open an object for reading."""
         ...
 
-    def delete(self, key: str, /, *, missing_ok: bool = False) -> None:
+    def delete(self, key: str, *, missing_ok: bool = False) -> None:
         """Delete an object."""
         ...
 
-    def list(self, prefix: str, /) -> Iterator[ObjectMeta]:
+    def list(self, prefix: str) -> Iterator[ObjectMeta]:
         """List objects."""
         ...
 
@@ -225,7 +238,8 @@ def load(bucket: Objects, name: str) -> tuple[DeploymentRecord, str]:
         NotFoundError: No such deployment.
         FailedPreconditionError: The record was written by a newer polyserve, or is damaged.
     """
-    meta, data = bucket.read(record_key(name))
+    with bucket.open(record_key(name)) as reader:
+        meta, data = reader.meta, reader.read()
     try:
         schema = msgspec.json.decode(data).get("schema")
         if schema != SCHEMA:
