@@ -1,0 +1,452 @@
+"""Profiles: which provider, which bucket, how much of everything, and who said so.
+
+    argument > environment > polyserve.toml > pyproject.toml [tool.polyserve] > default
+
+A file holds settings at its top, profiles under `profiles`, and a provider's own options in a table of the provider's name, shared or
+within a profile:
+
+    profile = "dev"
+    bucket = "models"
+
+    [aws]
+    region = "eu-central-1"
+
+    [profiles.dev]
+    provider = "aws"
+    memory_mb = 1024
+
+    [profiles.dev.aws]
+    function_prefix = "dev-"
+
+`resolve` is a function of the working directory and the environment it is given, reads nothing at import and does no other I/O than the
+two files. Credentials are never settings: they stay with each SDK's own chain.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from polyserve import registry
+from polyserve.errors import SettingsError
+
+if TYPE_CHECKING:
+    import msgspec
+
+__all__ = ["Settings", "resolve"]
+
+DEFAULT_PROFILE = "default"
+"""The profile where none is named; its table may be left out."""
+
+_PREFIX = "POLYSERVE_"
+_REQUEST_BYTES = 64 << 20
+_DEFAULTS: Mapping[str, Any] = {
+    "provider": "local",
+    "bucket": "polyserve",
+    "memory_mb": 512,
+    "timeout_s": 30.0,
+    "min_instances": 0,
+    "max_instances": None,
+    "request_bytes": _REQUEST_BYTES,
+    "environment": {},
+}
+
+# The last word of a key decides: `client_secret` is a credential, `secret_arn` and `token_lifetime_s` only speak of one.
+_CREDENTIAL = re.compile(
+    r"(^|_)(secrets?|passwords?|passwd|passphrase|tokens?|credentials?|api_?key|access_?key|account_?key|private_?key|secret_?key"
+    r"|connection_?string|conn_?str)(_id)?$"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a deployment starts from, validated, with the origin of every value.
+
+    Attributes:
+        profile: The profile they are of.
+        provider: Name of the provider.
+        bucket: Bucket that holds packages, bundles and records.
+        memory_mb: Memory of one instance, in MiB.
+        timeout_s: Longest time one request may take, in seconds.
+        min_instances: Instances kept warm.
+        max_instances: Most instances, or `None` to leave it to the platform.
+        request_bytes: Largest request body. By default 64 MiB, or the platform's limit if that is less.
+        environment: Environment variables of the function; layers are merged name by name.
+        options: The provider's own options, as its own settings type.
+        sources: Where each value came from, such as `"argument"`, `"environment: POLYSERVE_BUCKET"`, `"polyserve.toml: profiles.dev.bucket"`
+            or `"default"`, by key: `bucket`, `environment.NAME`, `aws.region`.
+    """
+
+    profile: str
+    provider: str
+    bucket: str
+    memory_mb: int
+    timeout_s: float
+    min_instances: int
+    max_instances: int | None
+    request_bytes: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    options: msgspec.Struct
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """Settings that one place gave. `text` values are parsed to their type; others must already be of it."""
+
+    where: str
+    common: Mapping[str, Any]
+    options: Mapping[str, Mapping[str, Any]]
+    text: bool = False
+    name: str = ""
+
+    def locate(self, *keys: str) -> str:
+        """Name the place of a key for people, the way they wrote it."""
+        if self.name == "argument":
+            return f"argument {keys[-1]}"
+        if self.text:
+            return f"environment: {_PREFIX}{'_'.join(keys).upper().replace('-', '_')}"
+        return f"{self.where}{'.'.join(keys)}"
+
+    def source(self, *keys: str) -> str:
+        """Name the place of a key for `Settings.sources`."""
+        return "argument" if self.name == "argument" else self.locate(*keys)
+
+
+def resolve(
+    provider: str | None = None,
+    profile: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    **overrides: object,
+) -> Settings:
+    """Gather the settings of a profile from arguments, the environment and the two files, nearest first.
+
+    A `provider` that differs from the profile's keeps the profile's portable settings and takes the options of its own tables only.
+
+    Args:
+        provider: Name of the provider, instead of the profile's.
+        profile: Name of the profile, instead of the default one.
+        options: Options of the provider itself.
+        cwd: Where the search for the files starts, upwards; the working directory by default.
+        environ: The environment; the process's own by default.
+        **overrides: `bucket`, `memory_mb`, `timeout_s`, `min_instances`, `max_instances`, `request_bytes`, `environment`; `None` is "not given".
+
+    Returns:
+        The settings, complete and validated.
+
+    Raises:
+        SettingsError: Something does not validate; the message names where it was written, what is wrong and the nearest right key.
+        InvalidArgumentError: No such provider.
+        MissingDependencyError: The provider's settings need a package that is not installed.
+    """
+    environ = os.environ if environ is None else environ
+    files = list(_files(Path.cwd() if cwd is None else Path(cwd)))
+    chosen = _profile(profile, environ, files)
+    arguments = {"provider": provider, **overrides}
+    layers = [
+        _Layer(
+            where="",
+            name="argument",
+            common={key: value for key, value in arguments.items() if value is not None},
+            options={},
+        ),
+        _environment(environ),
+        *_tables(chosen, files),
+    ]
+    for layer in layers:
+        _check_names(layer)
+
+    sources: dict[str, str] = {}
+    values = {key: _first(key, layers, sources) for key in _DEFAULTS if key != "environment"}
+    values["environment"] = _merged_environment(layers, sources)
+    info = registry.info(values["provider"])
+    if sources["request_bytes"] == "default" and info.limits.request_bytes is not None:
+        values["request_bytes"] = min(_REQUEST_BYTES, info.limits.request_bytes)
+    if values["max_instances"] is not None and values["max_instances"] < values["min_instances"]:
+        raise _refused(
+            f"min_instances is {values['min_instances']} ({sources['min_instances']}) but max_instances is "
+            f"{values['max_instances']} ({sources['max_instances']}): raise one or lower the other"
+        )
+    if options:
+        layers[0] = _Layer(where="", name="argument", common=layers[0].common, options={info.name: options})
+    own = _options(info.name, registry.settings_type(info), layers, environ, sources)
+    return Settings(profile=chosen, options=own, sources=MappingProxyType(sources), **values)
+
+
+# --- where settings are written -------------------------------------------------------------------------------------------------------------
+
+
+def _files(cwd: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the two files as (place, table), nearest first; the place ends where a key would follow."""
+    here = cwd.absolute()
+    for name, inside in (("polyserve.toml", ()), ("pyproject.toml", ("tool", "polyserve"))):
+        for folder in (here, *here.parents):
+            path = folder / name
+            if not path.is_file():
+                continue
+            shown = os.path.relpath(path, here)
+            table = _read(path, shown)
+            for key in inside:
+                table = table.get(key, {})
+            if inside and not table:
+                continue
+            yield f"{shown}: {''.join(f'{key}.' for key in inside)}", table
+            break
+
+
+def _read(path: Path, shown: str) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _refused(f"{shown}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise _refused(f"{shown}: cannot be read: {error.strerror or error}") from error
+
+
+def _profile(argument: str | None, environ: Mapping[str, str], files: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """Find which profile is meant, and that it exists where it was named on purpose."""
+    known: list[str] = []
+    named: list[tuple[str, object]] = [("argument profile", argument)] if argument is not None else []
+    if environ.get(f"{_PREFIX}PROFILE"):
+        named.append((f"environment: {_PREFIX}PROFILE", environ[f"{_PREFIX}PROFILE"]))
+    for where, table in files:
+        profiles = table.get("profiles", {})
+        if not isinstance(profiles, dict):
+            raise _refused(f"{where}profiles: expected a table, got {_shown(profiles)}")
+        for name, content in profiles.items():
+            if not isinstance(content, dict):
+                raise _refused(f"{where}profiles.{name}: expected a table, got {_shown(content)}")
+            known.append(name)
+        if "profile" in table:
+            named.append((f"{where}profile", table["profile"]))
+    if not named:
+        return DEFAULT_PROFILE
+    where, chosen = named[0]
+    if not isinstance(chosen, str):
+        raise _refused(f"{where}: expected str, got {_shown(chosen)}")
+    if chosen not in known and chosen != DEFAULT_PROFILE:
+        there = f"there are {', '.join(sorted(set(known)))}" if known else "no profile is defined"
+        raise _refused(f"{where}: unknown profile {chosen!r}{_nearest(chosen, known)}; {there}")
+    return chosen
+
+
+def _tables(profile: str, files: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[_Layer]:
+    """Yield a file's tables as layers: the profile's before the shared ones."""
+    for where, table in files:
+        _refuse_credentials(where, table)
+        own = table.get("profiles", {}).get(profile)
+        if own is not None:
+            yield _layer(f"{where}profiles.{profile}.", own)
+        yield _layer(where, {key: value for key, value in table.items() if key not in {"profile", "profiles"}})
+
+
+def _layer(where: str, table: Mapping[str, Any]) -> _Layer:
+    """Split a table into portable settings and tables of providers."""
+    common: dict[str, Any] = {}
+    options: dict[str, Mapping[str, Any]] = {}
+    providers = registry.providers()
+    for key, value in table.items():
+        if key in providers and key not in _DEFAULTS:
+            if not isinstance(value, dict):
+                raise _refused(f"{where}{key}: expected a table of options, got {_shown(value)}")
+            options[key] = value
+        else:
+            common[key] = value
+    return _Layer(where=where, common=common, options=options)
+
+
+def _environment(environ: Mapping[str, str]) -> _Layer:
+    """Read the portable settings out of the environment; an empty variable counts as unset."""
+    known = {f"{_PREFIX}{key.upper()}": key for key in _DEFAULTS if key != "environment"}
+    common: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(_PREFIX) or not text:
+            continue
+        if name in known:
+            common[known[name]] = text
+        elif name != f"{_PREFIX}PROFILE":
+            _refuse_misspelt(name, [*known, f"{_PREFIX}PROFILE"])
+    return _Layer(where="", common=common, options={}, text=True)
+
+
+# --- what may be written --------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _types() -> Mapping[str, Any]:
+    """Return what each portable setting must be. Built on first use: msgspec is not imported before."""
+    from typing import Annotated
+
+    from msgspec import Meta
+
+    count = Annotated[int, Meta(ge=0)]
+    positive = Annotated[int, Meta(ge=1)]
+    return {
+        "provider": Annotated[str, Meta(min_length=1)],
+        "bucket": Annotated[str, Meta(min_length=1)],
+        "memory_mb": positive,
+        "timeout_s": Annotated[float, Meta(gt=0)],
+        "min_instances": count,
+        "max_instances": positive,
+        "request_bytes": positive,
+        "environment": dict[str, str],
+    }
+
+
+def _check_names(layer: _Layer) -> None:
+    """Refuse a key that nobody would read."""
+    for key in layer.common:
+        if key in _DEFAULTS:
+            continue
+        if _CREDENTIAL.search(key.lower()):
+            raise _credential(layer.locate(key))
+        if not layer.name and isinstance(layer.common[key], dict):
+            known = [*_DEFAULTS, "profiles", *registry.providers()]
+        else:
+            known = [*_DEFAULTS, *(() if layer.name else ("profile",))]
+        raise _refused(f"{layer.locate(key)}: unknown key {key!r}{_nearest(key, known)}; known are {', '.join(known)}")
+
+
+def _first(key: str, layers: Iterable[_Layer], sources: dict[str, str]) -> Any:
+    """Return the nearest value of a key, noting where it was found. Farther ones are validated too: a wrong one is a mistake anyway."""
+    found: Any = _DEFAULTS[key]
+    sources[key] = "default"
+    for layer in layers:
+        if key in layer.common:
+            value = _valid(layer.common[key], _types()[key], layer.locate(key), text=layer.text)
+            if sources[key] == "default":
+                found, sources[key] = value, layer.source(key)
+    return found
+
+
+def _merged_environment(layers: Iterable[_Layer], sources: dict[str, str]) -> Mapping[str, str]:
+    """Merge the function's environment variables name by name."""
+    merged: dict[str, str] = {}
+    for layer in layers:
+        given = layer.common.get("environment", {})
+        if not isinstance(given, Mapping):
+            raise _refused(f"{layer.locate('environment')}: expected a table, got {_shown(given)}")
+        for name, value in given.items():
+            # Numbers and booleans are refused, not converted: TOML's `true` and `1.0` have no one spelling in an environment.
+            text = _valid(value, str, layer.locate("environment", str(name)), text=False)
+            if name not in merged:
+                merged[name], sources[f"environment.{name}"] = text, layer.source("environment", name)
+    return MappingProxyType(dict(sorted(merged.items())))
+
+
+def _options(
+    provider: str,
+    kind: type[msgspec.Struct],
+    layers: Iterable[_Layer],
+    environ: Mapping[str, str],
+    sources: dict[str, str],
+) -> msgspec.Struct:
+    """Validate the provider's own options, key by key so that each error names its place, then together."""
+    import msgspec
+
+    fields = {each.encode_name: each.type for each in msgspec.structs.fields(kind)}
+    prefix = f"{_PREFIX}{_as_variable(provider)}_"
+    variables = {f"{prefix}{_as_variable(key)}": key for key in fields}
+    written: dict[str, Any] = {}
+    for name, text in environ.items():
+        if name.startswith(prefix) and text:
+            if name in variables:
+                written[variables[name]] = text
+            elif _CREDENTIAL.search(name.lower()):
+                raise _credential(f"environment: {name}")
+            else:
+                _refuse_misspelt(name, variables)
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        given = written if layer.text else layer.options.get(provider, {})
+        for key, value in given.items():
+            where = layer.locate(key if layer.name else f"{provider}_{key}" if layer.text else f"{provider}.{key}")
+            if _CREDENTIAL.search(key.lower()):
+                raise _credential(where)
+            if key not in fields:
+                known = ", ".join(sorted(fields)) or "none"
+                raise _refused(
+                    f"{where}: unknown option {key!r} of provider {provider!r}{_nearest(key, fields)}; known are {known}"
+                )
+            valid = _valid(value, fields[key], where, text=layer.text)
+            if key not in merged:
+                merged[key] = valid
+                sources[f"{provider}.{key}"] = "argument" if layer.name else where
+    sources.update({f"{provider}.{key}": "default" for key in fields if key not in merged})
+    names = {each.encode_name: each.name for each in msgspec.structs.fields(kind)}
+    try:
+        return kind(**{names[key]: value for key, value in merged.items()})
+    except (TypeError, ValueError) as error:
+        raise _refused(f"options of provider {provider!r}: {error}") from error
+
+
+def _valid(value: Any, kind: Any, where: str, *, text: bool) -> Any:
+    """Convert a value to its type, or say where it was written and what was expected."""
+    import msgspec
+
+    try:
+        if text and value[:1] in {"[", "{"}:
+            return msgspec.json.decode(value, type=kind, strict=False)
+        return msgspec.convert(value, kind, strict=not text)
+    except msgspec.ValidationError as error:
+        reason = re.sub(r" - at `\$\.?(.*)`$", r" at \1", str(error)).replace("`", "").replace(" at ...", "")
+        reason = reason[:1].lower() + reason[1:]
+        raise _refused(f"{where}: {reason} {value!r}" if ", got" in reason else f"{where}: {reason}, got {value!r}") from error
+    except msgspec.DecodeError as error:
+        raise _refused(f"{where}: not valid JSON: {error}") from error
+
+
+# --- how mistakes are told ------------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_credentials(where: str, table: Mapping[str, Any]) -> None:
+    """Refuse anything that looks like a credential, also in tables that this profile does not use."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            # The function's own variables are not settings of ours.
+            if key != "environment":
+                _refuse_credentials(f"{where}{key}.", value)
+        elif _CREDENTIAL.search(key.lower()):
+            raise _credential(f"{where}{key}")
+
+
+def _credential(where: str) -> SettingsError:
+    return _refused(
+        f"{where}: credentials are never settings of polyserve: they would end up in files, logs and records. Remove it; each "
+        "provider's own chain is used (environment, profile files, instance identity, command line log-in)"
+    )
+
+
+def _refuse_misspelt(name: str, known: Iterable[str]) -> None:
+    # Only what is nearly right is refused: POLYSERVE_HOME and its like belong to other parts, and to the user's own functions.
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.85)
+    if near:
+        raise _refused(f"environment: {name}: unknown setting; did you mean {near[0]}?")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {value!r}"
+
+
+def _as_variable(key: str) -> str:
+    return key.upper().replace("-", "_")
+
+
+def _refused(message: str) -> SettingsError:
+    return SettingsError(message, operation="settings")
