@@ -1,0 +1,104 @@
+"""`polyserve deploy`: make a deployment serve a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polyserve.cli import options
+from polyserve.cli.console import Cell, Console, Step, duration, shares, size
+from polyserve.cli.package import build
+
+if TYPE_CHECKING:
+    from polyserve.deployment import Deployment
+    from polyserve.records import Revision
+    from polyserve.rollout import Event
+
+
+@click.command("deploy", short_help="Deploy a model, or a new revision of it.")
+@options.model
+@options.shape
+@options.where
+@options.json_output
+def command(
+    *, model: str, name: str | None, provider: str | None, profile: str | None, as_json: bool, **given: Any
+) -> None:
+    """Deploy MODEL: a file, a package, or module:attribute.
+
+    Uploads the bundle if it is not there, makes a revision, waits for it, replays the package's sample on it, and
+    only then gives it the traffic: all of it, or the share of --canary. The same command again changes nothing; after
+    a failure or Ctrl-C it continues.
+    """
+    from polyserve import api
+
+    out = Console(as_json=as_json)
+    package = build(out, model, name=name, sample=given["sample"])
+    shaped = options.shaped(given)
+    began, kinds = time.perf_counter(), list[str]()
+    with out.progress() as begin:
+        deployment = api.deploy(
+            package, name=name, provider=provider, profile=profile, on_event=listener(begin, kinds), **shaped
+        )
+    seconds = time.perf_counter() - began
+    with deployment:
+        if package.golden_request() is None:
+            out.warn(
+                "the package has no sample, so nothing proved that it answers as it did here: give one with --sample"
+            )
+        status = deployment.status()
+        revision = served(deployment, canary=given["canary"] is not None)
+        if as_json:
+            facts = {"revision": revision.number, "changed": bool(kinds), "package_digest": revision.package_digest}
+            took = {"bundle_bytes": revision.artifact.size, "deploy_seconds": round(seconds, 3)}
+            out.json({**status.to_dict(), **facts, **took})
+            return
+        _show(out, deployment, revision, changed=bool(kinds), seconds=seconds, url=status.url)
+
+
+def listener(begin: Callable[[str], Step], kinds: list[str]) -> Callable[[Event], None]:
+    """Return what shows a rollout's events as steps, and notes the kinds of the steps that were done."""
+    running: dict[str, Step] = {}
+
+    def on_event(event: Event) -> None:
+        kind = event.step.value
+        if event.state == "start":
+            running[kind] = begin(event.detail or kind)
+            return
+        kinds.append(kind)
+        running.pop(kind).done(event.detail or kind, seconds=event.seconds)
+
+    return on_event
+
+
+def served(deployment: Deployment, *, canary: bool) -> Revision:
+    """Return the revision that a deploy which just succeeded was about."""
+    record = deployment.record
+    revision = (record.canary if canary else None) or record.stable
+    assert revision is not None
+    return revision
+
+
+def _show(
+    out: Console, deployment: Deployment, revision: Revision, *, changed: bool, seconds: float, url: str | None
+) -> None:
+    record = deployment.record
+    headline = f" revision {revision.number} on {deployment.provider}"
+    out.line(Cell(record.name, "bold"), headline, Cell("" if changed else ", nothing to do: it is as asked", "dim"))
+    out.fields(
+        [
+            ("url", url or "-"),
+            ("traffic", shares(record.weights)),
+            ("package", revision.package_digest[:12]),
+            ("bundle", size(revision.artifact.size)),
+            ("took", duration(seconds)),
+        ]
+    )
+    if record.canary is not None:
+        out.next(
+            f"polyserve metrics {record.name}", f"polyserve promote {record.name}", f"polyserve rollback {record.name}"
+        )
+    else:
+        out.next(f"polyserve invoke {record.name} --file INPUT", f"polyserve logs {record.name} --follow")

@@ -1,0 +1,39 @@
+"""`polyserve history`: what was done to a deployment."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from polyserve.cli import options
+from polyserve.cli.console import Cell, Column, Console, clock, shares, stamp
+
+
+@click.command("history", short_help="Show what was deployed when.")
+@options.named
+@options.where
+@options.json_output
+def command(*, name: str, provider: str | None, profile: str | None, as_json: bool) -> None:
+    """Show what was done to the deployment NAME, oldest first: deploys, canaries, rollbacks, scaling."""
+    from polyserve import api
+
+    out = Console(as_json=as_json)
+    with api.connect(name, provider=provider, profile=profile) as deployment:
+        entries = deployment.history()
+    if as_json:
+        out.json([asdict(entry) | {"at": stamp(entry.at), "revision": entry.revision or None} for entry in entries])
+        return
+    out.table(
+        ["when", "what", Column("revision", right=True), "traffic after", Column("note", fold=True)],
+        [
+            (
+                Cell(clock(entry.at), "dim"),
+                Cell(entry.action, "red" if "failed" in entry.action else ""),
+                str(entry.revision or "-"),
+                shares(entry.weights),
+                entry.note,
+            )
+            for entry in entries
+        ],
+    )

@@ -1,0 +1,62 @@
+"""`polyserve list`: the deployments of a provider."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from polyserve.cli import options
+from polyserve.cli.console import Cell, Column, Console, age, shares
+
+if TYPE_CHECKING:
+    from polyserve.deployment import DeploymentStatus
+
+PHASES = {"ready": "green", "provisioning": "yellow", "deleting": "yellow", "failed": "red", "missing": "red"}
+"""Colour of a deployment's or revision's phase."""
+
+
+@click.command("list", short_help="List the deployments.")
+@options.where
+@options.json_output
+def command(*, provider: str | None, profile: str | None, as_json: bool) -> None:
+    """List the deployments of a provider: --provider, or the one of the settings."""
+    from polyserve import api
+
+    out = Console(as_json=as_json)
+    found = api.list_deployments(provider=provider, profile=profile)
+    if as_json:
+        out.json([status.to_dict() for status in found])
+        return
+    if not found:
+        out.line("no deployments yet")
+        out.next("polyserve demo", "polyserve deploy MODEL")
+        return
+    out.table(
+        ["name", "on", "phase", "traffic", Column("running", right=True), "changed", "url"], [_row(s) for s in found]
+    )
+
+
+def running(status: DeploymentStatus) -> int | None:
+    """Return how many instances run now, or `None` where the platform does not tell."""
+    counts = [r.instances for r in status.function.revisions if r.instances is not None] if status.function else []
+    return sum(counts) if counts else None
+
+
+def phase(status: DeploymentStatus) -> Cell:
+    """Return where a deployment is in its life, in colour."""
+    word = str(status.to_dict()["phase"])
+    return Cell(word, PHASES.get(word, ""))
+
+
+def _row(status: DeploymentStatus) -> tuple[str | Cell, ...]:
+    record, count = status.record, running(status)
+    return (
+        Cell(record.name, "bold"),
+        record.provider,
+        phase(status),
+        shares(record.weights),
+        "-" if count is None else str(count),
+        Cell(age(record.updated_at), "dim"),
+        status.url or "-",
+    )

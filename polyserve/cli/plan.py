@@ -1,0 +1,90 @@
+"""`polyserve plan`: what a deploy would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polyserve.cli import options
+from polyserve.cli.console import Cell, Column, Console, shares, size
+from polyserve.cli.exit_codes import REFUSED
+from polyserve.cli.package import build
+
+if TYPE_CHECKING:
+    from polyserve.planner import Plan
+
+
+@click.command("plan", short_help="Show what a deploy would do.")
+@options.model
+@options.shape
+@options.where
+@options.json_output
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    model: str,
+    name: str | None,
+    provider: str | None,
+    profile: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Show what `polyserve deploy` with the same options would do. Nothing is changed.
+
+    Steps, sizes beside the provider's limits, the permissions it takes and an estimate of the price. Exits with 2
+    where the deploy would be refused.
+    """
+    from polyserve import api
+
+    out = Console(as_json=as_json)
+    package = build(out, model, name=name, sample=given["sample"])
+    planned = api.plan(package, name=name, provider=provider, profile=profile, **options.shaped(given))
+    out.json(planned.to_dict()) if as_json else _show(out, planned)
+    if planned.refusals:
+        ctx.exit(REFUSED)
+
+
+def _show(out: Console, planned: Plan) -> None:
+    out.line(Cell(planned.name, "bold"), f" on {planned.provider}, revision {planned.revision}")
+    price = planned.price_per_million
+    out.fields(
+        [
+            ("package", planned.package_digest[:12]),
+            ("bundle", f"{size(planned.bundle_bytes)}, unpacked {size(planned.unpacked_bytes)}"),
+            ("traffic", f"{shares(planned.weights)} afterwards"),
+            ("price", "free" if price is None else f"{price:.2f} USD for a million calls of 0.1 s"),
+        ]
+    )
+    if planned.permissions:
+        out.fields([("allowed", ", ".join(planned.permissions))])
+    out.line()
+    for position, step in enumerate(planned.steps, 1):
+        out.line(Cell(f"  {position}. {step.kind.value.ljust(8)}", "cyan"), step.summary)
+    if not planned.steps and not planned.refusals:
+        out.line(Cell("  nothing to do: everything is as asked", "green"))
+    for reason in planned.refusals:
+        out.line(Cell("  refused  ", "red"), reason)
+    out.line()
+    limits = [check for check in planned.limits if check.limit is not None]
+    out.table(
+        ["limit", Column("asked", right=True), Column("allowed", right=True), ""],
+        [
+            (check.what, _amount(check.value, check.unit), _amount(check.limit, check.unit), _verdict(check.held))
+            for check in limits
+        ],
+    )
+    for warning in planned.warnings:
+        out.warn(warning)
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return size(int(value)) if unit == "bytes" else f"{value:,g} {unit}" if unit not in {"instances"} else f"{value:,g}"
+
+
+def _verdict(held: bool) -> Cell:
+    return Cell("ok", "green") if held else Cell("too much", "red")
