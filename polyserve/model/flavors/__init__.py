@@ -1,0 +1,117 @@
+"""How each framework's models become files of a package: one module per flavor, all of one shape.
+
+A flavor has two halves. The one here runs where the model is packaged: it recognises a model, saves it, and says what it needs. The other, of the
+same name in `polyserve.runtime.loaders`, runs in the function and loads what this one saved. To add a flavor, copy `sklearn.py` on both sides and
+add its name to `FLAVORS`, before those that would take its models for theirs.
+
+Recognising a model imports no framework: an object is known by the modules of its classes, a file by its suffix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from polyserve.errors import PackageError
+from polyserve.runtime.signature import TensorSpec
+
+FLAVORS = ("sklearn", "python")
+"""Every flavor, the most particular first: the first that recognises a model has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What a flavor wrote, and what the package must say of it.
+
+    Attributes:
+        loader: What the loader needs; goes into the manifest as it is, so it holds nothing of this machine.
+        name: What the model would be called, such as its class's name.
+        modules: Modules that loading will import, by their name in this process. Their distributions are locked; the user's own travel as code.
+        distributions: Distributions that the loader itself needs.
+        renamed: Modules that travel under another name, such as `__main__`.
+        inputs: What is known of the inputs without a sample, as a kind and specs; `None` where nothing is.
+        output_name: What to call the only output.
+    """
+
+    loader: Mapping[str, object]
+    name: str
+    modules: frozenset[str]
+    distributions: tuple[str, ...] = ()
+    renamed: Mapping[str, str]
+    inputs: tuple[str, tuple[TensorSpec, ...]] | None = None
+    output_name: str = "output"
+
+
+class Flavor(Protocol):
+    """What a flavor's module implements, as module-level names.
+
+    Attributes:
+        NAME: The flavor's name: that of its module here and of its loader.
+        SUFFIXES: Suffixes of the files it reads, lower case, with the dot.
+        SAFE: Whether loading what it saves runs no code of the model's own.
+    """
+
+    NAME: str
+    SUFFIXES: tuple[str, ...]
+    SAFE: bool
+
+    def recognises(self, model: object) -> bool:
+        """Tell whether an object in memory is this flavor's. Must import nothing, and must not fail whatever the object is."""
+        ...
+
+    def save(self, model: object, root: Path, *, methods: Sequence[str] | None, files: Path | None) -> Saved:
+        """Write the model below `root / "model"`; the same model must give the same bytes in every process.
+
+        Args:
+            model: An object that `recognises` accepts, or any other that the caller says is of this flavor; or a `Path` with one of `SUFFIXES`.
+            root: The package's directory, empty.
+            methods: What to call on it, in order of the outputs; `None` for the flavor's default. A flavor that has no choice must refuse others.
+            files: A file or directory of the caller's that goes to the predictor's `load`. A flavor that has no use for it must refuse it.
+
+        Raises:
+            PackageError: It is not, or cannot become, a model of this flavor; names the value and the way out.
+            MissingDependencyError: The framework is not installed.
+        """
+        ...
+
+
+def flavor(name: str) -> Flavor:
+    """Return a flavor by its name.
+
+    Raises:
+        PackageError: There is no such flavor; the message lists those there are.
+    """
+    if name not in FLAVORS:
+        message = f"unknown flavor {name!r}: there are {', '.join(FLAVORS)}, and 'auto' to find out"
+        raise PackageError(message, operation="package", resource=name)
+    return cast("Flavor", import_module(f"{__name__}.{name}"))
+
+
+def detect(model: object) -> Flavor:
+    """Return the flavor of an object, or of a file by its suffix.
+
+    Raises:
+        PackageError: It is none's; the message says what can be packaged.
+    """
+    for known in map(flavor, FLAVORS):
+        if model_suffix(model) in known.SUFFIXES if isinstance(model, Path) else known.recognises(model):
+            return known
+    suffixes = ", ".join(suffix for known in map(flavor, FLAVORS) for suffix in known.SUFFIXES)
+    what = (
+        f"{model.name!r}"
+        if isinstance(model, Path)
+        else f"a {type(model).__module__}.{type(model).__qualname__}".replace(" builtins.", " ")
+    )
+    message = (
+        f"{what} is not a model that polyserve knows: pass a fitted scikit-learn estimator, a function, a class with predict(), "
+        f"a model file ({suffixes}), a package, or 'module:attribute'"
+    )
+    raise PackageError(message, operation="package", resource=what)
+
+
+def model_suffix(path: Path) -> str:
+    """Return a file's suffix, lower case."""
+    return path.suffix.lower()

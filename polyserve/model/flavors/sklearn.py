@@ -1,0 +1,154 @@
+"""scikit-learn: an estimator or Pipeline in memory, or a file of joblib or pickle that holds one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from polyserve.errors import MissingDependencyError, PackageError
+from polyserve.model import canonical
+from polyserve.model.flavors import Saved
+from polyserve.model.sources import MAIN, main_name
+from polyserve.runtime.signature import TensorSpec
+
+NAME = "sklearn"
+SUFFIXES = (".joblib", ".pkl", ".pickle")
+SAFE = False
+
+_PATH = "model/model.pickle"
+_METHODS = ("predict",)
+
+
+def recognises(model: object) -> bool:
+    """Tell whether one of the object's classes is scikit-learn's."""
+    kind = model if isinstance(model, type) else type(model)
+    return any(parent.__module__.partition(".")[0] == "sklearn" for parent in kind.__mro__)
+
+
+def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Path | None) -> Saved:
+    """Pickle the estimator canonically to `model/model.pickle`, so that a file and the object that was read from it become the same package.
+
+    Raises:
+        PackageError: It is no fitted estimator, lacks a method, was saved by another scikit-learn, or cannot be pickled.
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    if files is not None:
+        message = f"files={str(files)!r}: a scikit-learn model takes no further files; write a predictor class with load(model_dir)"
+        raise _refusal(message, NAME)
+    if find_spec("sklearn") is None or find_spec("joblib") is None:
+        message = (
+            "a scikit-learn model needs scikit-learn to be packaged, which is not installed: pip install scikit-learn"
+        )
+        raise MissingDependencyError(message, operation="package", resource=NAME)
+    what = repr(model.name) if isinstance(model, Path) else type(model).__name__
+    estimator = _read(model) if isinstance(model, Path) else model
+    _check_fitted(estimator, what)
+    names = _check_methods(estimator, methods)
+    renamed = {MAIN: main_name() or MAIN}
+    try:
+        raw, modules = canonical.dumps(estimator, renamed=renamed)
+    except Exception as error:
+        message = (
+            f"{what} cannot be pickled, so it cannot travel ({error}): use functions that are defined at the top of a module instead of lambdas, "
+            "local functions and open resources"
+        )
+        raise _refusal(message, what) from error
+    (root / _PATH).parent.mkdir(parents=True)
+    (root / _PATH).write_bytes(raw)
+    return Saved(
+        loader={"format": "pickle", "path": _PATH, "methods": list(names)},
+        name=model.stem if isinstance(model, Path) else type(estimator).__name__,
+        modules=modules,
+        distributions=("scikit-learn",),
+        renamed=renamed,
+        inputs=_inputs(estimator),
+        output_name=names[0],
+    )
+
+
+def _read(path: Path) -> object:
+    import joblib
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            estimator: object = joblib.load(path)
+    except ModuleNotFoundError as error:
+        message = f"{path.name!r} refers to module {error.name!r}, which cannot be imported here: put its directory on PYTHONPATH, or install it"
+        raise _refusal(message, path.name) from error
+    except Exception as error:
+        message = f"{path.name!r} is no readable joblib or pickle file ({type(error).__name__}: {error}): save the model again with joblib.dump"
+        raise _refusal(message, path.name) from error
+    for warning in caught:
+        saved_by = getattr(warning.message, "original_sklearn_version", None)
+        if saved_by is not None:
+            from sklearn import __version__
+
+            message = (
+                f"{path.name!r} was saved by scikit-learn {saved_by}, and {__version__} is installed here, under which it may answer differently: "
+                f"pip install scikit-learn=={saved_by}, or train and save it again"
+            )
+            raise _refusal(message, path.name)
+    return estimator
+
+
+def _check_fitted(estimator: object, what: str) -> None:
+    from sklearn.base import BaseEstimator
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    if isinstance(estimator, type):
+        message = f"{estimator.__name__} is a class: pass a fitted object of it"
+        raise _refusal(message, what)
+    if not isinstance(estimator, BaseEstimator):
+        kind = type(estimator)
+        message = (
+            f"{what} holds a {kind.__module__}.{kind.__qualname__}, not a scikit-learn estimator: pass a fitted estimator or Pipeline, or "
+            "write a predictor class"
+        )
+        raise _refusal(message.replace(" builtins.", " "), what)
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError as error:
+        message = f"{type(estimator).__name__} is not fitted: call fit() on it, then package it"
+        raise _refusal(message, what) from error
+
+
+def _check_methods(estimator: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
+    names = _METHODS if methods is None else (methods,) if isinstance(methods, str) else tuple(methods)
+    if not names or len(set(names)) != len(names):
+        message = f"methods={list(names)!r} must name at least one method, and each one once"
+        raise _refusal(message, NAME)
+    for name in names:
+        # A Pipeline has only those methods that its last step has; hasattr asks it.
+        if not isinstance(name, str) or name.startswith("_") or not callable(getattr(estimator, name, None)):
+            known = ("predict", "predict_proba", "decision_function", "transform", "score_samples")
+            there = [method for method in known if hasattr(estimator, method)]
+            message = f"{type(estimator).__name__} has no method {name!r}: pass methods= with some of {', '.join(there) or 'its own'}"
+            raise _refusal(message, str(name))
+    return names
+
+
+def _inputs(estimator: Any) -> tuple[str, tuple[TensorSpec, ...]] | None:
+    """Return what a fitted estimator knows of its input: a number of features, or columns' names."""
+    count = getattr(estimator, "n_features_in_", None)
+    if count is None or any("ColumnTransformer" in type(part).__name__ for part in _parts(estimator)):
+        # Columns are chosen by name there, and nothing says which of them are text.
+        return None
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None:
+        return "array", (TensorSpec(name="input", datatype="FP64", shape=(-1, int(count))),)
+    return "frame", tuple(TensorSpec(name=str(name), datatype="FP64", shape=(-1,)) for name in names)
+
+
+def _parts(estimator: Any) -> Iterator[object]:
+    yield estimator
+    for _, step in getattr(estimator, "steps", ()):
+        yield from _parts(step)
+
+
+def _refusal(message: str, resource: str) -> PackageError:
+    return PackageError(message, operation="package", resource=resource)
