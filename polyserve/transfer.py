@@ -1,0 +1,147 @@
+"""What goes up to a bucket and what comes down from it: data of any kind as one seekable file with its digest, and an object being read.
+
+Knows nothing of keys, capabilities or conditions: that is the bucket's part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+from polyserve.driver import ObjectMeta, Provider
+from polyserve.errors import InvalidArgumentError, translating
+
+__all__ = ["CHUNK_BYTES", "ObjectReader", "readable"]
+
+CHUNK_BYTES = 1 << 20
+# Data that cannot be read twice is kept in memory up to this size, and in a temporary file beyond it.
+_SPOOL_BYTES = 8 << 20
+
+Refuse = Callable[[str], InvalidArgumentError]
+
+
+@contextmanager
+def readable(data: Any, refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
+    """Give data as a seekable file with the sha256 of what is left of it, and close what was opened here.
+
+    Args:
+        data: Bytes, the path of a file, an open binary file or an iterable of bytes.
+        refuse: Makes the error for data that is none of them, from the reason.
+
+    Raises:
+        InvalidArgumentError: The data is not bytes, cannot be read, or is a file that changed meanwhile.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        yield io.BytesIO(data), hashlib.sha256(data).hexdigest()
+    elif isinstance(data, os.PathLike):
+        with _opened(data, refuse) as file:
+            before = os.fstat(file.fileno())
+            yield file, _digest_of(file)
+            after = os.fstat(file.fileno())
+        # The digest is sent ahead of the content, so a file that grows between the two would be stored under a wrong one.
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise refuse(f"{os.fspath(data)!r} changed while it was read, so what was stored is damaged: put it again")
+    elif hasattr(data, "read"):
+        if isinstance(data, io.TextIOBase):
+            raise refuse("the file is open as text: open it with mode 'rb'")
+        if data.seekable():
+            yield data, _digest_of(data)
+        else:
+            with _spooled(iter(lambda: data.read(CHUNK_BYTES), b""), refuse) as spooled:
+                yield spooled
+    elif isinstance(data, Iterable) and not isinstance(data, str):
+        with _spooled(data, refuse) as spooled:
+            yield spooled
+    else:
+        what = "text: encode it, or pass pathlib.Path(...) for a file" if isinstance(data, str) else "not bytes"
+        raise refuse(f"the data is {what} ({type(data).__name__})")
+
+
+def _opened(path: os.PathLike[str], refuse: Refuse) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise refuse(f"{os.fspath(path)!r} cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def _spooled(pieces: Iterable[bytes], refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
+    digest = hashlib.sha256()
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+        for piece in pieces:
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise refuse(f"the data yields {type(piece).__name__}: it has to yield bytes")
+            digest.update(piece)
+            spool.write(piece)
+        spool.seek(0)
+        yield cast("BinaryIO", spool), digest.hexdigest()
+
+
+def _digest_of(file: BinaryIO) -> str:
+    """Return the sha256 of what is left of a seekable file, which stands again where it stood."""
+    start = file.tell()
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    readinto = getattr(file, "readinto", None)
+    if readinto is not None:
+        while count := readinto(buffer):
+            digest.update(buffer[:count])
+    else:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    file.seek(start)
+    return digest.hexdigest()
+
+
+class ObjectReader(io.RawIOBase):
+    """An object that is being read: a binary file that cannot be written.
+
+    Attributes:
+        meta: What is known of the whole object.
+    """
+
+    def __init__(self, provider: Provider, meta: ObjectMeta, body: BinaryIO) -> None:
+        self.meta = meta
+        self._provider = provider
+        self._body = body
+
+    def readable(self) -> bool:
+        """Return true."""
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read `size` bytes, or all that is left. Fewer than asked for means the end."""
+        with translating(self._provider, "read", self.meta.key):
+            if size is None or size < 0:
+                return self._body.read()
+            data = self._body.read(size)
+            # Network bodies give what has come; a caller that asks for n bytes wants n.
+            while 0 < len(data) < size and (more := self._body.read(size - len(data))):
+                data += more
+            return data
+
+    def readall(self) -> bytes:
+        """Read all that is left."""
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer and return how many bytes came; 0 is the end."""
+        with translating(self._provider, "read", self.meta.key):
+            readinto = getattr(self._body, "readinto", None)
+            if readinto is not None:
+                return int(readinto(buffer) or 0)
+            view = memoryview(buffer).cast("B")
+            data = self._body.read(len(view))
+            view[: len(data)] = data
+            return len(data)
+
+    def close(self) -> None:
+        """Give the connection or the file back."""
+        if not self.closed:
+            super().close()
+            self._body.close()
