@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import msgspec
 
 from polyserve import errors, registry
 from polyserve.cli.exit_codes import EXIT_CODES
@@ -82,6 +83,24 @@ def local_limits() -> str:
     return _limits(registry.info("local"))
 
 
+def local_options() -> str:
+    """Return the options of the local provider, as its settings type documents them."""
+    kind = registry.settings_type(registry.info("local"))
+    documented = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[2]
+    rows = []
+    for field in msgspec.structs.fields(kind):
+        says = re.search(rf"^ +{field.name}: (.*)$", documented, re.MULTILINE)
+        shown = field.default if field.default != "" else "empty"
+        rows.append(
+            [
+                f"`{field.encode_name}`",
+                f"{shown:g}" if isinstance(shown, float) else str(shown),
+                says[1] if says else "",
+            ]
+        )
+    return _table(["option", "default", "meaning"], rows)
+
+
 def exit_codes() -> str:
     """Return the exit codes of the command line, with the errors that each stands for."""
     tree = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.PolyserveError)]
@@ -135,16 +154,17 @@ def command_line() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "provider-matrix": provider_matrix,
     "local-limits": local_limits,
+    "local-options": local_options,
     "exit-codes": exit_codes,
     "error-codes": error_codes,
     "command-line": command_line,
 }
-_PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def regenerated(text: str) -> str:
     """Return a page with its generated parts made anew."""
-    return _PART.sub(lambda m: f"{m[1]}\n{PARTS[m['name']]()}\n{m[3]}", text)
+    return _PART.sub(lambda m: f"{m[1]}\n{PARTS[m['name']]()}\n\n{m[3]}", text)
 
 
 def main(check: bool) -> int:
