@@ -11,7 +11,7 @@ import pickle
 import sys
 import types
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 PROTOCOL = 5
 """Fixed: a newer default of a newer Python would be other bytes."""
@@ -22,8 +22,12 @@ _ROUNDS = 5
 _VOLATILE = frozenset({"_stop_words_id"})
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]  # the Python one: the C one cannot be told how to save a string or a set
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]  # noqa: RUF012
+# The one in C cannot be told how to save a string or a set. joblib and cloudpickle stand on this one too.
+_PythonPickler: Any = vars(pickle)["_Pickler"]
+
+
+class _Pickler(_PythonPickler):  # type: ignore[misc]  # untyped in the standard library's stubs
+    dispatch: ClassVar[dict[type, Any]] = dict(_PythonPickler.dispatch)
 
     def __init__(self, file: IO[bytes], renamed: Mapping[str, str]) -> None:
         super().__init__(file, PROTOCOL)
@@ -36,7 +40,7 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]  # the Pytho
         if one is not text and (saved := self.memo.get(id(one))) is not None:
             self.write(self.get(saved[0]))
         else:
-            pickle._Pickler.save_str(self, one)  # type: ignore[attr-defined]
+            super().save_str(one)
 
     def save_set(self, items: set[object]) -> None:
         self.save_reduce(set, (_in_order(items),), obj=items)

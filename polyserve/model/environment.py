@@ -1,7 +1,7 @@
 """What is installed here: which distribution a module belongs to, and the lock of what a model needs.
 
-A distribution installed from a directory (an editable install, `pip install .`) is the user's own source: no index has it, so its modules travel
-with the package as code instead of being locked.
+A distribution installed from a directory (an editable install, `pip install .`) is the user's own source: no index has it, so its
+modules travel with the package as code instead of being locked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution,
 from importlib.util import find_spec
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 from polyserve.errors import PackageError
 
@@ -144,7 +144,7 @@ def _version(installed: Distribution) -> str:
     return version
 
 
-def _needs(installed: Distribution, extras: frozenset[str]) -> list[tuple[str, frozenset[str]]]:
+def _needs(installed: Distribution, extras: frozenset[str]) -> list[tuple[NormalizedName, frozenset[str]]]:
     needed = []
     for text in installed.requires or ():
         wanted = Requirement(text)

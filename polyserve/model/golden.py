@@ -1,6 +1,7 @@
 """The golden sample: a request and the answer to it, as files of the package, and the comparison of another answer with it.
 
-The files are Open Inference Protocol messages in one canonical form: JSON where JSON can hold every value exactly, else its binary extension.
+The files are Open Inference Protocol messages in one canonical form: JSON where JSON can hold every value exactly, else its
+binary extension.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def difference(root: Path, manifest: Manifest, response: Response) -> str | None
     """Compare an answer with the golden one.
 
     Returns:
-        `None` where they are equal: floats within the manifest's tolerance, everything else exactly. Otherwise one sentence that names the output,
-        the index, what was expected and what came.
+        `None` where they are equal: floats within the manifest's tolerance, everything else exactly. Otherwise one sentence that
+        names the output, the index, what was expected and what came.
     """
     if manifest.sample is None:
         return None

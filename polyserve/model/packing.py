@@ -24,7 +24,8 @@ from typing import Any
 from polyserve.errors import PackageError
 from polyserve.model import golden
 from polyserve.model.environment import Environment
-from polyserve.model.flavors import Flavor, Saved, detect, flavor as flavor_named
+from polyserve.model.flavors import Flavor, Saved, detect
+from polyserve.model.flavors import flavor as flavor_named
 from polyserve.model.rehearsal import UNDERWAY, Rehearsal, RehearsalError, rehearse
 from polyserve.model.sources import collect
 from polyserve.model.storage import SUFFIX, ModelPackage, keep, packages_directory, staging
@@ -57,11 +58,13 @@ def package(
     """Make a content-addressed package of a trained model.
 
     Args:
-        model: A fitted estimator, a function, a predictor class or object, a model file, a package (returned as it is), or `"module:attribute"`,
-            which is looked for in the working directory too.
-        name: The model's name; by default that of the file, function or class, in lower-case words joined by hyphens. A package keeps its own.
-        sample: Some rows of input as the model takes them: an array, nested lists, a DataFrame, a dict. It is packaged with the answer to it, which
-            every deployment must repeat. Without it only the inputs' number and names are known, where the model knows them.
+        model: A fitted estimator, a function, a predictor class or object, a model file, a package (returned as it is), or
+            `"module:attribute"`, which is looked for in the working directory too.
+        name: The model's name; by default that of the file, function or class, in lower-case words joined by hyphens. A package
+            keeps its own.
+        sample: Some rows of input as the model takes them: an array, nested lists, a DataFrame, a dict. It is packaged with the
+            answer to it, which every deployment must repeat. Without it only the inputs' number and names are known, where the
+            model knows them.
         flavor: Which framework's model it is; `"auto"` finds out.
         methods: What to call on a scikit-learn model, one output each; by default `predict`.
         requirements: Further distributions that the model needs and no import shows, such as `"pillow"`.
@@ -91,10 +94,10 @@ def package(
             root,
             chosen,
             saved,
-            _checked_name(name, saved),
-            sample,
-            requirements or (),
-            [Path(path) for path in code or ()],
+            name=_checked_name(name, saved),
+            sample=sample,
+            requirements=requirements or (),
+            code=[Path(path) for path in code or ()],
         )
         (root / manifests.FILE_NAME).write_bytes(manifest.to_json())
         return keep(ModelPackage(root=root, manifest=manifest, digest=manifest.digest))
@@ -104,6 +107,7 @@ def _fill(
     root: Path,
     chosen: Flavor,
     saved: Saved,
+    *,
     name: str,
     sample: object,
     requirements: Sequence[str],
@@ -140,7 +144,10 @@ def _fill(
     if sample is not None:
         difference = golden.same(done.outputs, done.repeated, tolerance)
         if difference is not None:
-            message = f"the model answers the same sample differently each time ({difference}): fix its random seed, or leave what changes out"
+            message = (
+                f"the model answers the same sample differently each time ({difference}): fix its random seed, or "
+                "leave what changes out"
+            )
             raise _refusal(message, "sample")
         described = golden.write(root, inputs, done.outputs, tolerance)
     return replace(
@@ -186,7 +193,8 @@ def _rehearsed(root: Path, manifest: Manifest, inputs: Sequence[Tensor], saved: 
     except RehearsalError as error:
         if error.missing is not None:
             message = (
-                f"module {error.missing!r} does not travel with the model, so it would be missing where the model is served: name its file or "
+                f"module {error.missing!r} does not travel with the model, so it would be missing where the model is "
+                "served: name its file or "
                 f"directory with code=[...], or its distribution with requirements=[...]"
             )
             raise _refusal(message, error.missing) from error
@@ -202,7 +210,7 @@ def _rehearsed(root: Path, manifest: Manifest, inputs: Sequence[Tensor], saved: 
         raise _refusal(message, "sample") from error
 
 
-# --- what is to be packaged -----------------------------------------------------------------------------------------------------------------
+# --- what is to be packaged -------------------------------------------------------------------------------------------------------------
 
 
 def _resolve(model: object) -> object:
@@ -219,7 +227,10 @@ def _resolve(model: object) -> object:
         return ModelPackage.open(path) if path.suffix.lower() == SUFFIX else path
     reference = _REFERENCE.fullmatch(model) if isinstance(model, str) else None
     if reference is None:
-        message = f"{str(model)!r} does not exist, and is not of the form 'module:attribute': pass a model file, a package or such a reference"
+        message = (
+            f"{str(model)!r} does not exist, and is not of the form 'module:attribute': pass a model file, a package "
+            "or such a reference"
+        )
         raise _refusal(message, str(model))
     return _imported(reference["module"], reference["attribute"])
 

@@ -22,7 +22,7 @@ from polyserve.runtime import loaders, modules, values
 from polyserve.runtime import manifest as manifests
 from polyserve.runtime.manifest import Manifest
 from polyserve.runtime.messages import RequestError
-from polyserve.runtime.signature import Signature, TensorSpec
+from polyserve.runtime.signature import Signature
 from polyserve.runtime.tensors import Tensor, concatenate
 
 UNDERWAY = "POLYSERVE_REHEARSAL"
@@ -62,7 +62,12 @@ class Rehearsal:
 
 
 class RehearsalError(Exception):
-    """The package could not be loaded, or could not answer. `stage` is `"load"`, `"sample"` or `"answer"`, `missing` a module that was not there."""
+    """The package could not be loaded, or could not answer.
+
+    Attributes:
+        stage: `"load"`, `"sample"` (it did not take the sample) or `"answer"` (what it answered cannot be sent).
+        missing: The module that was not there, if that was why.
+    """
 
     def __init__(self, message: str, *, stage: str, missing: str | None = None) -> None:
         super().__init__(message)
@@ -136,7 +141,7 @@ def _is_row_wise(model: loaders.Model, inputs: Sequence[Tensor], outputs: Sequen
             alone = model.predict([parts[row] for parts in single], None)
             if [_bits(tensor) for tensor in alone] != [parts[row] for parts in expected]:
                 return False
-    except Exception:  # noqa: BLE001 - whatever it raises, a model that cannot take other batches is not row-wise
+    except Exception:
         return False
     return True
 
@@ -151,7 +156,7 @@ def _bits(tensor: Tensor) -> tuple[str, str, tuple[int, ...], bytes]:
     return tensor.name, tensor.datatype, tensor.shape, tensor.tobytes()
 
 
-# --- in a process of its own ----------------------------------------------------------------------------------------------------------------
+# --- in a process of its own ------------------------------------------------------------------------------------------------------------
 
 
 def _rehearse_apart(root: Path, manifest: Manifest, inputs: Sequence[Tensor], output_name: str) -> Rehearsal:

@@ -113,7 +113,7 @@ class _Walk:
 
     def _visit(self, module: str) -> bool:
         """Take a module in; false where it cannot be found."""
-        if module in self._seen or self._environment.is_standard(module) and module != MAIN:
+        if module in self._seen or (self._environment.is_standard(module) and module != MAIN):
             return True
         file = self._own_file(module)
         if file is None:

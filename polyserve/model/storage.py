@@ -1,7 +1,7 @@
 """A model package on disk, and the cache in which packages are kept by digest.
 
-A directory in the cache is complete or not there: it is written beside its place and moved into it. What is read from the cache is verified, and
-what does not verify is made again.
+A directory in the cache is complete or not there: it is written beside its place and moved into it. What is read from the cache
+is verified, and what does not verify is made again.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class ModelPackage:
         """Compare an answer to the golden request with the golden answer.
 
         Returns:
-            `None` where they are equal, floats within the manifest's tolerance; otherwise one sentence that names the output, the index, what was
-            expected and what came. Always `None` without a sample.
+            `None` where they are equal, floats within the manifest's tolerance; otherwise one sentence that names the output, the
+            index, what was expected and what came. Always `None` without a sample.
         """
         return golden.difference(self.root, self.manifest, response)
 

@@ -82,7 +82,7 @@ def _add(archive: zipfile.ZipFile, inside: str, content: Path | bytes) -> None:
     info.create_system = 3  # Unix, on every system
     info.external_attr = (stat.S_IFREG | _MODE) << 16
     info.compress_type = zipfile.ZIP_DEFLATED
-    info._compresslevel = LEVEL  # type: ignore[attr-defined]  # noqa: SLF001 - the only way to set it on a stream before 3.13
+    info._compresslevel = LEVEL  # type: ignore[attr-defined]
     if isinstance(content, bytes):
         info.file_size = len(content)
         with archive.open(info, "w") as out:

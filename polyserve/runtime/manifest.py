@@ -117,7 +117,8 @@ class Manifest:
             raise ManifestError(f"{FILE_NAME} holds a {type(fields).__name__}, not an object")
         if fields.get("schema") != SCHEMA:
             raise ManifestError(
-                f"{FILE_NAME} has schema {fields.get('schema')!r}, and this polyserve reads {SCHEMA}: upgrade polyserve or package the model again"
+                f"{FILE_NAME} has schema {fields.get('schema')!r}, and this polyserve reads {SCHEMA}: upgrade "
+                "polyserve or package the model again"
             )
         manifest = _from_fields(fields)
         if manifest.to_json() != raw:
@@ -198,7 +199,7 @@ def file_digest(path: Path) -> str:
 
 
 def is_safe_path(path: str) -> bool:
-    """Tell whether a path stays below the directory it is joined to, on every platform: relative, no `..`, `\\`, drive or NUL."""
+    """Tell whether a path stays below the directory it is joined to, whatever the platform: relative, no `..`, no drive."""
     parts = path.split("/")
     return bool(path) and not any(part in {"", ".", ".."} for part in parts) and not set(path) & set("\\:\0")
 

@@ -1,7 +1,7 @@
 """The user's own modules: imported from the source that travels in a package, and from nothing else there.
 
-Byte-code beside the source is neither read nor written: it is not among the digested files, so it could be anybody's, and a package directory
-that changes is a package that no longer verifies.
+Byte-code beside the source is neither read nor written: it is not among the digested files, so it could be anybody's, and a
+package directory that changes is a package that no longer verifies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How each framework's models become files of a package: one module per flavor, all of one shape.
 
-A flavor has two halves. The one here runs where the model is packaged: it recognises a model, saves it, and says what it needs. The other, of the
-same name in `polyserve.runtime.loaders`, runs in the function and loads what this one saved. To add a flavor, copy `sklearn.py` on both sides and
-add its name to `FLAVORS`, before those that would take its models for theirs.
+A flavor has two halves. The one here runs where the model is packaged: it recognises a model, saves it, and says what it needs.
+The other, of the same name in `polyserve.runtime.loaders`, runs in the function and loads what this one saved. To add a flavor,
+copy `sklearn.py` on both sides and add its name to `FLAVORS`, before those that would take its models for theirs.
 
 Recognising a model imports no framework: an object is known by the modules of its classes, a file by its suffix.
 """
@@ -29,7 +29,8 @@ class Saved:
     Attributes:
         loader: What the loader needs; goes into the manifest as it is, so it holds nothing of this machine.
         name: What the model would be called, such as its class's name.
-        modules: Modules that loading will import, by their name in this process. Their distributions are locked; the user's own travel as code.
+        modules: Modules that loading will import, by their name in this process. Their distributions are locked; the user's own
+            travel as code.
         distributions: Distributions that the loader itself needs.
         renamed: Modules that travel under another name, such as `__main__`.
         inputs: What is known of the inputs without a sample, as a kind and specs; `None` where nothing is.
@@ -66,9 +67,11 @@ class Flavor(Protocol):
         """Write the model below `root / "model"`; the same model must give the same bytes in every process.
 
         Args:
-            model: An object that `recognises` accepts, or any other that the caller says is of this flavor; or a `Path` with one of `SUFFIXES`.
+            model: An object that `recognises` accepts, or any other that the caller says is of this flavor; or a `Path` with one
+                of `SUFFIXES`.
             root: The package's directory, empty.
-            methods: What to call on it, in order of the outputs; `None` for the flavor's default. A flavor that has no choice must refuse others.
+            methods: What to call on it, in order of the outputs; `None` for the flavor's default. A flavor that has no choice
+                must refuse others.
             files: A file or directory of the caller's that goes to the predictor's `load`. A flavor that has no use for it must refuse it.
 
         Raises:

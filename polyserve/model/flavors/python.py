@@ -1,7 +1,7 @@
 """Python code: a function, any other callable, or a predictor with load, preprocess, predict and postprocess.
 
-A function or a class travels by its name, an object as a pickle beside it; either way the module that it is from goes along, with the modules of
-the user's own which that one imports.
+A function or a class travels by its name, an object as a pickle beside it; either way the module that it is from goes along, with
+the modules of the user's own which that one imports.
 """
 
 from __future__ import annotations
@@ -115,7 +115,10 @@ def _check_importable(model: Any) -> None:
     except (AttributeError, KeyError):
         found = None
     if found is not model:
-        message = f"{model.__module__}.{where} is something else than what was passed (decorated or defined twice?): pass what is found there"
+        message = (
+            f"{model.__module__}.{where} is something else than what was passed (decorated or defined twice?): pass "
+            "what is found there"
+        )
         raise _refusal(message, where)
 
 
@@ -123,7 +126,8 @@ def _name_of_main(model: object) -> str:
     name = main_name()
     if name is None:
         message = (
-            f"{_title(model)} is defined in an interactive session, which has no file that could travel: save it in a .py file and pass it as "
+            f"{_title(model)} is defined in an interactive session, which has no file that could travel: save it in a "
+            ".py file and pass it as "
             "'module:attribute'"
         )
         raise _refusal(message, _title(model))
@@ -137,7 +141,10 @@ def _pickle(model: object, renamed: dict[str, str]) -> tuple[bytes, frozenset[st
     try:
         return canonical.dumps(model, renamed=renamed)
     except Exception as error:
-        message = f"{_title(model)} cannot be pickled, so it cannot travel ({error}): pass its class, and make in load(model_dir) what cannot be pickled"
+        message = (
+            f"{_title(model)} cannot be pickled, so it cannot travel ({error}): pass its class, and make in "
+            "load(model_dir) what cannot be pickled"
+        )
         raise _refusal(message, _title(model)) from error
 
 

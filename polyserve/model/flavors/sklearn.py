@@ -29,7 +29,7 @@ def recognises(model: object) -> bool:
 
 
 def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Path | None) -> Saved:
-    """Pickle the estimator canonically to `model/model.pickle`, so that a file and the object that was read from it become the same package.
+    """Pickle the estimator canonically to `model/model.pickle`: a file and the object read from it become the same package.
 
     Raises:
         PackageError: It is no fitted estimator, lacks a method, was saved by another scikit-learn, or cannot be pickled.
@@ -52,7 +52,8 @@ def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Pat
         raw, modules = canonical.dumps(estimator, renamed=renamed)
     except Exception as error:
         message = (
-            f"{what} cannot be pickled, so it cannot travel ({error}): use functions that are defined at the top of a module instead of lambdas, "
+            f"{what} cannot be pickled, so it cannot travel ({error}): use functions that are defined at the top of a "
+            "module instead of lambdas, "
             "local functions and open resources"
         )
         raise _refusal(message, what) from error
@@ -77,10 +78,16 @@ def _read(path: Path) -> object:
             warnings.simplefilter("always")
             estimator: object = joblib.load(path)
     except ModuleNotFoundError as error:
-        message = f"{path.name!r} refers to module {error.name!r}, which cannot be imported here: put its directory on PYTHONPATH, or install it"
+        message = (
+            f"{path.name!r} refers to module {error.name!r}, which cannot be imported here: put its directory on "
+            "PYTHONPATH, or install it"
+        )
         raise _refusal(message, path.name) from error
     except Exception as error:
-        message = f"{path.name!r} is no readable joblib or pickle file ({type(error).__name__}: {error}): save the model again with joblib.dump"
+        message = (
+            f"{path.name!r} is no readable joblib or pickle file ({type(error).__name__}: {error}): save the model "
+            "again with joblib.dump"
+        )
         raise _refusal(message, path.name) from error
     for warning in caught:
         saved_by = getattr(warning.message, "original_sklearn_version", None)
@@ -88,7 +95,8 @@ def _read(path: Path) -> object:
             from sklearn import __version__
 
             message = (
-                f"{path.name!r} was saved by scikit-learn {saved_by}, and {__version__} is installed here, under which it may answer differently: "
+                f"{path.name!r} was saved by scikit-learn {saved_by}, and {__version__} is installed here, under "
+                "which it may answer differently: "
                 f"pip install scikit-learn=={saved_by}, or train and save it again"
             )
             raise _refusal(message, path.name)

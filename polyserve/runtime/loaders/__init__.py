@@ -1,7 +1,7 @@
 """How a packaged model is loaded and called, one file for each flavor. The framework is imported when its model is.
 
-A flavor's file has one function, `load(root, manifest) -> Model`, and may stand on the standard library and `polyserve.runtime` alone; numpy and the
-framework are imported inside functions.
+A flavor's file has one function, `load(root, manifest) -> Model`, and may stand on the standard library and `polyserve.runtime`
+alone; numpy and the framework are imported inside functions.
 """
 
 from __future__ import annotations

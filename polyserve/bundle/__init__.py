@@ -1,0 +1,8 @@
+"""The bundle: what one platform takes.
+
+A model package with the runtime and the platform's entrypoint, as a zip that is the same bytes every time.
+"""
+
+from polyserve.bundle.build import ENTRYPOINT, PACKAGE, Bundle, build
+
+__all__ = ["ENTRYPOINT", "PACKAGE", "Bundle", "build"]
