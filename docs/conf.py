@@ -13,7 +13,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "changes"]
 nitpicky = True
 # Everything that is ours must resolve; the standard library and other projects would need their inventories downloaded.
-nitpick_ignore_regex = [("py:.*", r"(?!polyserve).*")]
+nitpick_ignore_regex = [("py:.*", r"(?!polyserve).*"), ("py:class", r"polyserve\..*\.T")]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3

@@ -19,16 +19,11 @@ from polyserve import errors, registry
 from polyserve.cli.exit_codes import EXIT_CODES
 from polyserve.cli.program import COMMANDS, Program
 from polyserve.cli.program import polyserve as program
+from polyserve.cli.providers import PLANNED
 from polyserve.driver import Capability, ErrorCode, ProviderInfo
 from polyserve.runtime.messages import HTTP_STATUS
 
 ROOT = Path(__file__).resolve().parents[1]
-PLANNED = {
-    "aws": ("AWS", "S3", "Lambda"),
-    "azure": ("Azure", "Blob Storage", "Functions"),
-    "gcp": ("Google Cloud", "Cloud Storage", "Cloud Functions"),
-}
-"""The clouds that are meant to come; a name leaves this list by being registered."""
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -47,12 +42,12 @@ def _bytes(size: int | None) -> str:
 def provider_matrix() -> str:
     """Return what each provider is and can do, planned ones included and marked."""
     known = registry.providers()
-    head = ["", *(f"`{name}`" for name in known), *(f"`{name}`" for name in PLANNED if name not in known)]
-    coming = [PLANNED[name] for name in PLANNED if name not in known]
+    coming = [name for name in PLANNED if name not in known]
+    head = ["", *(f"`{name}`" for name in (*known, *coming))]
+    services = [PLANNED[name].partition(": ")[2] or PLANNED[name] for name in coming]
     rows = [
-        ["state", *("works" for _ in known), *("planned" for _ in coming)],
-        ["stores objects in", *(i.store_service for i in known.values()), *(store for _, store, _ in coming)],
-        ["runs models as", *(i.function_service for i in known.values()), *(runs for _, _, runs in coming)],
+        ["in this version", *("works" for _ in known), *("planned" for _ in coming)],
+        ["runs and stores", *(f"{i.function_service}, {i.store_service}" for i in known.values()), *services],
     ]
     for capability in Capability:
         says = ["yes" if capability in i.capabilities else "no, refused" for i in known.values()]
