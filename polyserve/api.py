@@ -167,16 +167,15 @@ def open_bucket(name: str | None = None, *, provider: str | None = None, profile
 
 def _settings(provider: str | None, profile: str | None, asked: Mapping[str, Any]) -> Settings:
     timeout = asked.get("timeout")
-    overrides = {
-        "memory_mb": asked.get("memory_mb"),
-        "timeout_s": timeout.total_seconds() if isinstance(timeout, timedelta) else timeout,
-        "min_instances": asked.get("min_instances"),
-        "max_instances": asked.get("max_instances"),
-        "environment": asked.get("environment"),
-        "options": asked.get("options"),
-    }
     return resolve(
-        provider=provider, profile=profile, **{key: value for key, value in overrides.items() if value is not None}
+        provider=provider,
+        profile=profile,
+        options=asked.get("options"),
+        memory_mb=asked.get("memory_mb"),
+        timeout_s=timeout.total_seconds() if isinstance(timeout, timedelta) else timeout,
+        min_instances=asked.get("min_instances"),
+        max_instances=asked.get("max_instances"),
+        environment=asked.get("environment"),
     )
 
 

@@ -355,7 +355,7 @@ class Deployment:
             self._target.provider.functions.route(self.name, wanted)
 
     def _check_weights(self, record: DeploymentRecord, weights: Mapping[int, int], action: str) -> None:
-        where = {"provider": self.provider, "operation": action, "resource": self.name}
+        where: dict[str, Any] = {"provider": self.provider, "operation": action, "resource": self.name}
         if any(percent < 0 for percent in weights.values()) or sum(weights.values()) != 100:
             shown = " ".join(f"{number}={percent}" for number, percent in weights.items()) or "none"
             raise InvalidArgumentError(

@@ -219,9 +219,10 @@ def plan(desired: Desired, observed: Observed, *, permissions: Sequence[str] = (
     findings = _check(desired, observed, number)
     steps = () if findings.refusals else tuple(_steps(desired, observed, number, match, weights))
     price = desired.info.price
-    per_call = (
-        price and price.per_million_requests + 1e6 * ASSUMED_SECONDS * desired.memory_mb / 1024 * price.per_gb_second
-    )
+    per_call = None
+    if price is not None:
+        gb_seconds = 1e6 * ASSUMED_SECONDS * desired.memory_mb / 1024
+        per_call = price.per_million_requests + gb_seconds * price.per_gb_second
     return Plan(
         name=desired.name,
         provider=desired.info.name,
