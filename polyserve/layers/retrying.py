@@ -1,0 +1,463 @@
+"""A provider that tries again: every driver of a provider, wrapped so that what may pass is waited for.
+
+    provider = retrying(registry.load("aws", settings))
+
+Retries are as low as they can be, so that nothing above knows of them. Only what a provider classifies as UNAVAILABLE or
+RESOURCE_EXHAUSTED is repeated, and DEADLINE_EXCEEDED, because every call below can be repeated; a service that says how long to wait
+is obeyed. A call whose answer was lost may have been carried out: then a delete that finds nothing has succeeded, and a conditional
+put looks at what is there before it is repeated.
+
+The raw error of the driver leaves this layer as it came. `stamina`, which waits, is imported on the first failure.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, BinaryIO, Literal, TypeVar, cast
+
+from polyserve.driver import (
+    Address,
+    ErrorCode,
+    FunctionPlatform,
+    FunctionSpec,
+    FunctionStatus,
+    HttpCall,
+    HttpReply,
+    Invoker,
+    LogEvent,
+    ObjectMeta,
+    ObjectStore,
+    Page,
+    Provider,
+    ProviderInfo,
+    PutAttributes,
+    Request,
+    Response,
+    Scaling,
+)
+from polyserve.errors import RETRYABLE, PolyserveError
+
+__all__ = ["RetryPolicy", "RetryingProvider", "retrying"]
+
+T = TypeVar("T")
+
+# After these nobody knows whether the call was carried out; a throttled call was not.
+_AMBIGUOUS = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.DEADLINE_EXCEEDED})
+_REPEATED = RETRYABLE | _AMBIGUOUS
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how long to try.
+
+    Attributes:
+        attempts: Calls in all, the first one included.
+        timeout: When to give up, counted from the first failure.
+        first_wait: Longest wait before the second call; doubles from call to call, with jitter.
+        longest_wait: Longest wait between two calls, unless the service asks for more.
+    """
+
+    attempts: int = 6
+    timeout: timedelta = timedelta(seconds=60)
+    first_wait: timedelta = timedelta(milliseconds=100)
+    longest_wait: timedelta = timedelta(seconds=10)
+
+
+def retrying(provider: Provider, policy: RetryPolicy = RetryPolicy()) -> RetryingProvider:
+    """Return a provider whose drivers try again; one that does already is returned as it is."""
+    return provider if isinstance(provider, RetryingProvider) else RetryingProvider(provider, policy)
+
+
+class _Caller:
+    """Repeats a call while its error may pass."""
+
+    def __init__(self, provider: Provider, policy: RetryPolicy) -> None:
+        self._provider = provider
+        self._policy = policy
+
+    def code(self, error: Exception) -> ErrorCode:
+        return error.code if isinstance(error, PolyserveError) else self._provider.classify(error)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call until it succeeds, fails for good or the policy gives up; then the last error is raised."""
+        try:
+            return function()
+        except Exception as error:
+            if self.code(error) not in _REPEATED:
+                raise
+            failed: Exception | None = error
+        import stamina
+
+        policy = self._policy
+        attempts = stamina.retry_context(
+            on=self._verdict,
+            attempts=policy.attempts,
+            timeout=policy.timeout,
+            wait_initial=policy.first_wait,
+            wait_max=policy.longest_wait,
+            wait_jitter=policy.first_wait,
+        )
+        for attempt in attempts:
+            with attempt:
+                if failed is not None:
+                    # The call above was the first attempt: have it counted and waited for like the others.
+                    first, failed = failed, None
+                    raise first
+                return function()
+        raise AssertionError("the last attempt returns or raises")
+
+    def _verdict(self, error: Exception) -> bool | timedelta:
+        if self.code(error) not in _REPEATED:
+            return False
+        asked = error.retry_after if isinstance(error, PolyserveError) else self._provider.retry_after(error)
+        return True if asked is None else asked
+
+    def settling(self, function: Callable[[], T], settle: Callable[[], T | None], decided: ErrorCode) -> T:
+        """Call as `call` does what must not be carried out twice.
+
+        Args:
+            function: The call.
+            settle: Asked once an answer was lost: what the call would have returned if it was carried out, else `None`.
+            decided: The code of the error that the call gives once it was carried out before.
+        """
+        lost = False
+
+        def attempt() -> T:
+            nonlocal lost
+            if lost and (answer := settle()) is not None:
+                return answer
+            try:
+                return function()
+            except Exception as error:
+                code = self.code(error)
+                if lost and code is decided and (answer := settle()) is not None:
+                    return answer
+                lost = lost or code in _AMBIGUOUS
+                raise
+
+        return self.call(attempt)
+
+    def removing(self, function: Callable[[], None]) -> None:
+        """Call what deletes: once an answer was lost, nothing left to delete is a success."""
+        lost = False
+
+        def attempt() -> None:
+            nonlocal lost
+            try:
+                function()
+            except Exception as error:
+                code = self.code(error)
+                if lost and code is ErrorCode.NOT_FOUND:
+                    return
+                lost = lost or code in _AMBIGUOUS
+                raise
+
+        self.call(attempt)
+
+
+class _ResumingBody(io.RawIOBase):
+    """The content of an object that is asked for again from where it broke off, as long as it is the same version."""
+
+    def __init__(
+        self, caller: _Caller, reopen: Callable[[int], tuple[ObjectMeta, BinaryIO]], version: str, body: BinaryIO
+    ) -> None:
+        self._caller = caller
+        self._reopen = reopen
+        self._version = version
+        self._body: BinaryIO | None = body
+        self._done = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            first = self._step(lambda body: body.read())
+            # Whoever broke off gives the rest on the next call; an unbroken body has none.
+            pieces = [first]
+            while first and (more := self._step(lambda body: body.read())):
+                pieces.append(more)
+            return first if len(pieces) == 1 else b"".join(pieces)
+        return self._step(lambda body: body.read(size))
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        with memoryview(buffer).cast("B") as view:
+
+            def fill(body: BinaryIO) -> int:
+                into = getattr(body, "readinto", None)
+                if into is not None:
+                    return int(into(view) or 0)
+                data = body.read(len(view))
+                view[: len(data)] = data
+                return len(data)
+
+            return self._step(fill)
+
+    def _step(self, take: Callable[[BinaryIO], T]) -> T:
+        def attempt() -> T:
+            if self._body is None:
+                meta, body = self._reopen(self._done)
+                if meta.version != self._version:
+                    body.close()
+                    raise broken
+                self._body = body
+            return take(self._body)
+
+        broken: Exception = OSError("the object changed while it was read")
+
+        def guarded() -> T:
+            nonlocal broken
+            try:
+                return attempt()
+            except Exception as error:
+                if error is not broken and self._caller.code(error) in _REPEATED:
+                    broken = error
+                    self._drop()
+                raise
+
+        taken = self._caller.call(guarded)
+        self._done += taken if isinstance(taken, int) else len(cast("bytes", taken))
+        return taken
+
+    def _drop(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._drop()
+
+
+class _RetryingStore:
+    """One bucket, tried again."""
+
+    def __init__(self, store: ObjectStore, caller: _Caller) -> None:
+        self._store = store
+        self._caller = caller
+
+    def put(self, key: str, body: BinaryIO, *, attrs: PutAttributes) -> ObjectMeta:
+        """Write an object; a body that cannot be rewound is sent once."""
+        if not body.seekable():
+            return self._store.put(key, body, attrs=attrs)
+        start = body.tell()
+
+        def attempt() -> ObjectMeta:
+            body.seek(start)
+            return self._store.put(key, body, attrs=attrs)
+
+        if not attrs.if_absent and attrs.if_match is None:
+            return self._caller.call(attempt)
+
+        def settle() -> ObjectMeta | None:
+            return self._is_ours(key, body, start, attrs)
+
+        return self._caller.settling(attempt, settle, ErrorCode.FAILED_PRECONDITION)
+
+    def _is_ours(self, key: str, body: BinaryIO, start: int, attrs: PutAttributes) -> ObjectMeta | None:
+        """Return the object if it is what this put would have written, and not what it was to replace.
+
+        Somebody else who writes the very same bytes cannot be told apart: whoever takes a lock puts its own name into it.
+        """
+        try:
+            meta = self._store.head(key)
+        except Exception as error:
+            if self._caller.code(error) is ErrorCode.NOT_FOUND:
+                return None
+            raise
+        same = meta.content_type == attrs.content_type and dict(meta.metadata) == dict(attrs.metadata)
+        if not same or meta.version == attrs.if_match:
+            return None
+        # With the digest in the metadata the content was compared already.
+        return meta if "sha256" in attrs.metadata or self._has_content(key, body, start) else None
+
+    def _has_content(self, key: str, body: BinaryIO, start: int) -> bool:
+        body.seek(start)
+        _, there = self._store.get(key)
+        with there:
+            while True:
+                expected = body.read(_CHUNK_BYTES)
+                actual = b""
+                while len(actual) < len(expected) and (more := there.read(len(expected) - len(actual))):
+                    actual += more
+                if expected != actual:
+                    return False
+                if not expected:
+                    return not there.read(1)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> tuple[ObjectMeta, BinaryIO]:
+        """Open an object; a body that breaks off goes on from there."""
+        meta, body = self._caller.call(lambda: self._store.get(key, offset=offset, length=length))
+
+        def reopen(done: int) -> tuple[ObjectMeta, BinaryIO]:
+            return self._store.get(key, offset=offset + done, length=None if length is None else length - done)
+
+        return meta, cast("BinaryIO", _ResumingBody(self._caller, reopen, meta.version, body))
+
+    def head(self, key: str) -> ObjectMeta:
+        """Describe an object."""
+        return self._caller.call(lambda: self._store.head(key))
+
+    def list_page(self, *, prefix: str, delimiter: str, token: str | None, limit: int) -> Page:
+        """List one page."""
+        return self._caller.call(
+            lambda: self._store.list_page(prefix=prefix, delimiter=delimiter, token=token, limit=limit)
+        )
+
+    def copy(self, source: str, target: str) -> ObjectMeta:
+        """Copy an object."""
+        return self._caller.call(lambda: self._store.copy(source, target))
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self._caller.removing(lambda: self._store.delete(key))
+
+    def sign(self, key: str, *, method: Literal["GET", "PUT"], expires_in: timedelta) -> str:
+        """Return a signed URL."""
+        return self._caller.call(lambda: self._store.sign(key, method=method, expires_in=expires_in))
+
+
+class _RetryingPlatform:
+    """A function platform, tried again."""
+
+    def __init__(self, platform: FunctionPlatform, caller: _Caller) -> None:
+        self._platform = platform
+        self._caller = caller
+
+    def apply(self, spec: FunctionSpec) -> FunctionStatus:
+        """Make a revision exist."""
+        return self._caller.call(lambda: self._platform.apply(spec))
+
+    def describe(self, name: str) -> FunctionStatus:
+        """Describe a function."""
+        return self._caller.call(lambda: self._platform.describe(name))
+
+    def list(self, *, labels: Mapping[str, str]) -> Iterator[FunctionStatus]:
+        """Yield the functions that carry all these labels; a list that breaks off is asked for anew."""
+        return iter(self._caller.call(lambda: [*self._platform.list(labels=labels)]))
+
+    def route(self, name: str, weights: Mapping[int, int]) -> None:
+        """Set the percent of traffic by revision."""
+        self._caller.call(lambda: self._platform.route(name, weights))
+
+    def scale(self, name: str, scaling: Scaling) -> None:
+        """Set the instances' bounds."""
+        self._caller.call(lambda: self._platform.scale(name, scaling))
+
+    def logs(self, name: str, *, since: datetime | None) -> Iterator[LogEvent]:
+        """Yield what the function wrote; logs that break off are asked for anew, and what was told already is left out."""
+        told = 0
+        events: Iterator[LogEvent] | None = None
+
+        def following() -> LogEvent | None:
+            nonlocal events
+            try:
+                if events is None:
+                    events = iter(self._platform.logs(name, since=since))
+                    for _ in range(told):
+                        next(events, None)
+                return next(events, None)
+            except Exception:
+                events = None
+                raise
+
+        while (event := self._caller.call(following)) is not None:
+            told += 1
+            yield event
+
+    def remove_revision(self, name: str, number: int) -> None:
+        """Delete one revision."""
+        self._caller.removing(lambda: self._platform.remove_revision(name, number))
+
+    def delete(self, name: str) -> None:
+        """Delete a function."""
+        self._caller.removing(lambda: self._platform.delete(name))
+
+    def permissions(self, spec: FunctionSpec) -> Sequence[str]:
+        """Return what the caller must be allowed to do."""
+        return self._platform.permissions(spec)
+
+
+class _RetryingInvoker:
+    """An invoker whose `resolve` is tried again; the calls themselves are the endpoint's to repeat."""
+
+    def __init__(self, invoker: Invoker, caller: _Caller) -> None:
+        self._invoker = invoker
+        self._caller = caller
+        # Pure, and called for every invocation: no layer between.
+        self.prepare: Callable[[Address, Request], HttpCall] = invoker.prepare
+        self.parse: Callable[[Address, HttpReply], Response] = invoker.parse
+
+    def resolve(self, name: str, *, revision: int | None = None) -> Address:
+        """Find where a function is called."""
+        return self._caller.call(lambda: self._invoker.resolve(name, revision=revision))
+
+
+class RetryingProvider:
+    """A provider whose drivers try again. Implements `polyserve.driver.Provider`.
+
+    Args:
+        provider: The provider that is wrapped.
+        policy: How often and how long to try.
+    """
+
+    def __init__(self, provider: Provider, policy: RetryPolicy) -> None:
+        self._provider = provider
+        self._caller = _Caller(provider, policy)
+        self._functions: FunctionPlatform | None = None
+        self._invoker: Invoker | None = None
+
+    @property
+    def info(self) -> ProviderInfo:
+        """Return what the provider can do."""
+        return self._provider.info
+
+    def store(self, bucket: str) -> ObjectStore:
+        """Return one bucket."""
+        return _RetryingStore(self._provider.store(bucket), self._caller)
+
+    def ensure_bucket(self, bucket: str) -> None:
+        """Make the bucket exist."""
+        self._caller.call(lambda: self._provider.ensure_bucket(bucket))
+
+    def remove_bucket(self, bucket: str) -> None:
+        """Delete the bucket if it is empty."""
+        self._caller.removing(lambda: self._provider.remove_bucket(bucket))
+
+    @property
+    def functions(self) -> FunctionPlatform:
+        """Return the function platform."""
+        if self._functions is None:
+            self._functions = _RetryingPlatform(self._provider.functions, self._caller)
+        return self._functions
+
+    @property
+    def invoker(self) -> Invoker:
+        """Return how functions are called."""
+        if self._invoker is None:
+            self._invoker = _RetryingInvoker(self._provider.invoker, self._caller)
+        return self._invoker
+
+    def classify(self, error: Exception) -> ErrorCode:
+        """Sort an error that one of the drivers raised."""
+        return self._provider.classify(error)
+
+    def retry_after(self, error: Exception) -> timedelta | None:
+        """Return how long the service asked to wait before a retry."""
+        return self._provider.retry_after(error)
+
+    def unwrap(self, wanted: type[T]) -> T | None:
+        """Return the native client of that type, or `None`."""
+        return self._provider.unwrap(wanted)
+
+    def close(self) -> None:
+        """Give back connections."""
+        self._provider.close()

@@ -1,0 +1,2 @@
+"""The conformance suites, for whoever writes a provider.
+"""
