@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from polyserve.errors import PackageError
 from polyserve.runtime.manifest import Manifest, Tolerance
 from polyserve.runtime.messages import Request, RequestError, Response
 from polyserve.runtime.protocol import HEADER_LENGTH, parse_response
@@ -31,26 +30,36 @@ def tolerance_for(datatypes: Sequence[str]) -> Tolerance:
     return Tolerance(relative=max([_RELATIVE.get(datatype, 0.0) for datatype in datatypes] + [_RELATIVE["FP64"]]))
 
 
+def check_size(inputs: Sequence[Tensor]) -> None:
+    """Refuse a sample that is too large to be replayed after every deploy.
+
+    Raises:
+        PackageError: It has more than `LIMIT_BYTES`.
+    """
+    size = len(_message("inputs", inputs, {})[0])
+    if size > LIMIT_BYTES:
+        rows = f" of {inputs[0].rows} rows" if inputs[0].shape else ""
+        message = (
+            f"the sample{rows} is {size} bytes as a request, and a golden sample may have {LIMIT_BYTES}: "
+            "pass fewer rows, such as sample=X[:8]"
+        )
+        raise PackageError(message, operation="package", resource="sample")
+
+
 def write(
     root: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: Tolerance
 ) -> dict[str, str | int]:
-    """Write the golden request and answer below `root / "sample"`, and return the manifest's description of them.
-
-    Raises:
-        PackageError: The sample is larger than a golden request may be.
-    """
+    """Write the golden request and answer below `root / "sample"`, and return the manifest's description of them."""
+    answer, answer_json_bytes = _message("outputs", [_rounded(tensor, tolerance) for tensor in outputs], {})
+    # An answer that JSON cannot hold is asked for as binary.
+    parameters = {} if answer_json_bytes is None else {"parameters": {"binary_data_output": True}}
     (root / "sample").mkdir()
     described: dict[str, str | int] = {}
-    rounded = [_rounded(tensor, tolerance) for tensor in outputs]
-    for role, key, tensors in (("request", "inputs", inputs), ("answer", "outputs", rounded)):
-        body, json_bytes = _message(key, tensors)
-        if role == "request" and len(body) > LIMIT_BYTES:
-            rows = f" of {tensors[0].rows} rows" if tensors[0].shape else ""
-            message = (
-                f"the sample{rows} is {len(body)} bytes as a request, and a golden sample may have {LIMIT_BYTES}: "
-                "pass fewer rows, such as sample=X[:8]"
-            )
-            raise PackageError(message, operation="package", resource="sample")
+    request_body, request_json_bytes = _message("inputs", inputs, parameters)
+    for role, body, json_bytes in (
+        ("request", request_body, request_json_bytes),
+        ("answer", answer, answer_json_bytes),
+    ):
         path = f"sample/{role}.{'json' if json_bytes is None else 'bin'}"
         (root / path).write_bytes(body)
         described[role] = path
@@ -141,14 +150,14 @@ def _round(value: float, tolerance: Tolerance) -> float:
     return 0.0 if abs(value) < tolerance.absolute else float(f"{value:.{_DIGITS}g}")
 
 
-def _message(key: str, tensors: Sequence[Tensor]) -> tuple[bytes, int | None]:
+def _message(key: str, tensors: Sequence[Tensor], rest: Mapping[str, object]) -> tuple[bytes, int | None]:
     """Return a message, and the length of its JSON where it is followed by binary tensors."""
     try:
         described = [
             {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "data": _plain(tensor)}
             for tensor in tensors
         ]
-        return _json({key: described}), None
+        return _json({key: described, **rest}), None
     except ValueError:
         raw = [tensor.tobytes() for tensor in tensors]
     header = _json(
@@ -161,7 +170,8 @@ def _message(key: str, tensors: Sequence[Tensor]) -> tuple[bytes, int | None]:
                     "parameters": {"binary_data_size": len(part)},
                 }
                 for tensor, part in zip(tensors, raw, strict=True)
-            ]
+            ],
+            **rest,
         }
     )
     return header + b"".join(raw), len(header)

@@ -128,9 +128,7 @@ def _fill(
         flavor=chosen.NAME,
         loader=saved.loader,
         requirements=environment.lock(needed, requirements),
-        signature=Signature(
-            input_kind=kind, output_kind=kind if kind != "frame" else "array", inputs=specs, outputs=()
-        ),
+        signature=Signature(input_kind=kind, output_kind="array", inputs=specs, outputs=()),
         row_wise=False,
         safe=chosen.SAFE,
         sample=None,
@@ -177,6 +175,7 @@ def _inputs(sample: object, saved: Saved) -> tuple[str, tuple[TensorSpec, ...], 
         raise _refusal(message, "sample") from error
     if any(0 in tensor.shape for tensor in tensors):
         raise _refusal("the sample is empty: pass at least one row, such as sample=X[:8]", "sample")
+    golden.check_size(tensors)
     return kind, specs, tensors
 
 

@@ -39,6 +39,25 @@ def main_name() -> str | None:
     return Path(file).stem if file and Path(file).suffix == ".py" and Path(file).is_file() else None
 
 
+def travelling_name(what: str) -> str:
+    """Return the name by which the running script travels.
+
+    Raises:
+        PackageError: There is no script, or none that can be imported by its name.
+    """
+    name = main_name()
+    if name is None:
+        message = (
+            f"{what} is defined in an interactive session, which has no file that could travel: save it in a .py file and pass it as "
+            "'module:attribute'"
+        )
+        raise PackageError(message, operation="package", resource=what)
+    if not all(part.isidentifier() for part in name.split(".")):
+        message = f"{what} is defined in the script {name + '.py'!r}, which cannot be imported by that name: move it into a module"
+        raise PackageError(message, operation="package", resource=what)
+    return name
+
+
 def collect(
     modules: Iterable[str],
     environment: Environment,
@@ -129,7 +148,12 @@ class _Walk:
         stem = name.replace(".", "/")
         self._take(f"{stem}/__init__.py" if file.name == "__init__.py" else f"{stem}.py", file)
         parent = name.rpartition(".")[0]
-        return not parent or self._visit(parent)
+        return not parent or self._visit(parent) or self._is_bare(parent)
+
+    @staticmethod
+    def _is_bare(package: str) -> bool:
+        """Tell whether a package that no search finds is only a directory, such as a test runner makes up."""
+        return package in sys.modules and getattr(sys.modules[package], "__file__", None) is None
 
     def _own_file(self, module: str) -> Path | None:
         """Return the source file of a module of the user's own; `None` for what is installed and for what cannot be found."""

@@ -108,6 +108,8 @@ def detect(model: object) -> Flavor:
         if isinstance(model, Path)
         else f"a {type(model).__module__}.{type(model).__qualname__}".replace(" builtins.", " ")
     )
+    if isinstance(model, type):
+        what = f"class {model.__qualname__!r}, which has no predict(inputs),"
     message = (
         f"{what} is not a model that polyserve knows: pass a fitted scikit-learn estimator, a function, a class with predict(), "
         f"a model file ({suffixes}), a package, or 'module:attribute'"

@@ -18,7 +18,7 @@ from typing import Any
 from polyserve.errors import PackageError
 from polyserve.model import canonical
 from polyserve.model.flavors import Saved
-from polyserve.model.sources import MAIN, main_name
+from polyserve.model.sources import MAIN, main_name, travelling_name
 
 NAME = "python"
 SUFFIXES: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Pat
         _check_importable(model)
         module = model.__module__
         if module == MAIN:
-            renamed[MAIN] = module = _name_of_main(model)
+            renamed[MAIN] = module = travelling_name(_title(model))
         kind = "class" if isclass(model) else "function"
         loader = {"format": kind, "module": module, "attribute": model.__qualname__, "model_dir": model_dir}
         modules = frozenset({model.__module__})
@@ -65,7 +65,7 @@ def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Pat
         renamed[MAIN] = main_name() or MAIN
         raw, modules = _pickle(model, renamed)
         if MAIN in modules:
-            _name_of_main(model)
+            travelling_name(_title(model))
         (root / _PICKLE).parent.mkdir(parents=True, exist_ok=True)
         (root / _PICKLE).write_bytes(raw)
         loader = {"format": "pickle", "path": _PICKLE, "model_dir": model_dir}
@@ -120,21 +120,6 @@ def _check_importable(model: Any) -> None:
             "what is found there"
         )
         raise _refusal(message, where)
-
-
-def _name_of_main(model: object) -> str:
-    name = main_name()
-    if name is None:
-        message = (
-            f"{_title(model)} is defined in an interactive session, which has no file that could travel: save it in a "
-            ".py file and pass it as "
-            "'module:attribute'"
-        )
-        raise _refusal(message, _title(model))
-    if not all(part.isidentifier() for part in name.split(".")):
-        message = f"{_title(model)} is defined in the script {name + '.py'!r}, which cannot be imported by that name: move it into a module"
-        raise _refusal(message, _title(model))
-    return name
 
 
 def _pickle(model: object, renamed: dict[str, str]) -> tuple[bytes, frozenset[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from polyserve.errors import MissingDependencyError, PackageError
 from polyserve.model import canonical
 from polyserve.model.flavors import Saved
-from polyserve.model.sources import MAIN, main_name
+from polyserve.model.sources import MAIN, main_name, travelling_name
 from polyserve.runtime.signature import TensorSpec
 
 NAME = "sklearn"
@@ -57,6 +57,8 @@ def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Pat
             "local functions and open resources"
         )
         raise _refusal(message, what) from error
+    if MAIN in modules:
+        travelling_name(what)
     (root / _PATH).parent.mkdir(parents=True)
     (root / _PATH).write_bytes(raw)
     return Saved(
