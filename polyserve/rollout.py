@@ -47,6 +47,9 @@ from polyserve.runtime.signature import Signature
 READY_WITHIN = timedelta(minutes=15)
 """How long a revision may take to be ready: building an environment or an image is the slow part."""
 
+COLD_WITHIN = timedelta(minutes=2)
+"""How long the first answer of a new revision may take beyond the time that one request may take."""
+
 FIRST_POLL, LONGEST_POLL = 0.02, 2.0
 """Seconds between two looks at a revision that is not ready: the first, and the longest after doubling."""
 
@@ -369,13 +372,14 @@ def verify(provider: Provider, desired: Desired, number: int, package: ModelPack
     golden = package.golden_request()
     request = golden or Request(method="GET", path=f"/v2/models/{desired.model}/ready")
     rest = f"It got no traffic. Its log: `polyserve logs {name}`"
+    patience = desired.timeout + COLD_WITHIN
     with Endpoint(
-        provider, name, model=desired.model, signature=signature, revision=number, timeout=desired.timeout
+        provider, name, model=desired.model, signature=signature, revision=number, timeout=patience
     ) as endpoint:
         try:
             response = endpoint.send(request)
         except PolyserveError as error:
-            if error.retryable or isinstance(error, DeadlineExceededError):
+            if error.retryable:
                 raise
             message = f"{where} cannot answer its golden sample: {error.message}. {rest}"
             raise VerificationError(message, provider=provider.info.name, operation="verify", resource=name) from error
