@@ -402,7 +402,9 @@ def _valid(value: Any, kind: Any, where: str, *, text: bool) -> Any:
     except msgspec.ValidationError as error:
         reason = re.sub(r" - at `\$\.?(.*)`$", r" at \1", str(error)).replace("`", "").replace(" at ...", "")
         reason = reason[:1].lower() + reason[1:]
-        raise _refused(f"{where}: {reason} {value!r}" if ", got" in reason else f"{where}: {reason}, got {value!r}") from error
+        raise _refused(
+            f"{where}: {reason} {value!r}" if ", got" in reason else f"{where}: {reason}, got {value!r}"
+        ) from error
     except msgspec.DecodeError as error:
         raise _refused(f"{where}: not valid JSON: {error}") from error
 

@@ -1,0 +1,611 @@
+"""Where a deployment is invoked: values in, values out, over whatever HTTP call its provider makes of it.
+
+`Endpoint` owns what is the same everywhere: turning values into the Open Inference Protocol and back, connections, deadlines, retries, and
+one error tree. A provider's `Invoker` only finds the address, prepares the call and reads the platform's reply. Small calls must stay
+cheap: nothing here imports a retry library, a progress bar or an event loop before it is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import re
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from polyserve.driver import Address, ErrorCode, HttpCall, HttpReply, Provider, Request, Response
+from polyserve.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    PolyserveError,
+    error_for,
+    translating,
+)
+from polyserve.runtime import protocol, values
+from polyserve.runtime.messages import HTTP_STATUS, RequestError
+from polyserve.runtime.signature import Signature
+from polyserve.transport import Connections
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from polyserve.transport_async import LoopConnections
+
+__all__ = ["Endpoint"]
+
+Duration: TypeAlias = timedelta | float
+
+_SLACK_S = 60.0
+_ATTEMPTS = 12
+_FIRST_WAIT_S = 0.05
+_LONGEST_WAIT_S = 5.0
+_CODE_OF_STATUS = {status: code for code, status in HTTP_STATUS.items()} | {
+    408: ErrorCode.DEADLINE_EXCEEDED,
+    409: ErrorCode.CONFLICT,
+    500: ErrorCode.INTERNAL,
+    502: ErrorCode.UNAVAILABLE,
+}
+
+
+class Endpoint:
+    """One deployment, or one revision of it, to invoke. Safe to use from many threads and event loops; not across processes.
+
+    Args:
+        provider: The provider it runs on.
+        name: The deployment.
+        model: The model's name within the service.
+        signature: What it takes and gives.
+        revision: One revision, whatever its traffic; by default whatever the traffic decides.
+        timeout: Longest time an invocation may take, retries included.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        name: str,
+        *,
+        model: str,
+        signature: Signature,
+        revision: int | None = None,
+        timeout: timedelta,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.signature = signature
+        self.revision = revision
+        self.timeout = timeout
+        self._provider = provider
+        self._invoker = provider.invoker
+        self._path = f"/v2/models/{model}/infer"
+        self._outputs = {spec.name for spec in signature.outputs}
+        self._address: Address | None = None
+        # `time.time()` until which the address is good; in the past where it must be asked for again.
+        self._fresh_until = 0.0
+        self._closed = False
+        self._connections = Connections()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopConnections] = weakref.WeakKeyDictionary()
+        self._start()
+        _ENDPOINTS.add(self)
+
+    def _start(self) -> None:
+        """Make what no two processes may share."""
+        self._lock = threading.Lock()
+        self._prefix = os.urandom(8).hex()
+        self._numbers = count(1)
+
+    def __repr__(self) -> str:
+        which = f", revision={self.revision}" if self.revision is not None else ""
+        return f"<Endpoint {self.name!r} on {self._provider.info.name!r}{which}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"an Endpoint holds connections and a credential and cannot be pickled: call "
+            f"polyserve.connect({self.name!r}, provider={self._provider.info.name!r}) in the other process"
+        )
+
+    # --- one call -------------------------------------------------------------------------------------------------------------------
+
+    def invoke(
+        self,
+        data: object,
+        *,
+        timeout: Duration | None = None,
+        outputs: Sequence[str] | None = None,
+        request_id: str | None = None,
+    ) -> Any:
+        """Send inputs to the model and return its answer.
+
+        numpy arrays and data frames are answered with numpy arrays, lists and scalars with lists, a dict with what the model's own output
+        is; where there are several outputs, with a dict of them by name. A call that fails in a way that may pass is repeated until `timeout`.
+
+        Args:
+            data: The inputs: an array, nested lists, a DataFrame, rows (a list of dicts), or a dict by input name.
+            timeout: Longest time it may take, retries included, as timedelta or seconds; the deployment's own by default.
+            outputs: Names of the outputs to return; all by default.
+            request_id: Names the call in logs and errors; made up by default.
+
+        Raises:
+            InvalidArgumentError: The inputs do not fit the model's signature, or the model refused them.
+            NotFoundError: There is no such deployment or revision.
+            UnauthenticatedError: The credential is not valid.
+            PermissionDeniedError: The credential may not do this.
+            ResourceExhaustedError: It was throttled until the timeout.
+            UnavailableError: Nothing answered until the timeout.
+            DeadlineExceededError: It took longer than it may.
+            InternalError: The model failed; its log has the reason under the request id.
+        """
+        request = self._request(data, outputs, request_id)
+        return self._answer(self.send(request, timeout=timeout), data, request)
+
+    async def ainvoke(
+        self,
+        data: object,
+        *,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - a deadline over retries, not the cancellation of one wait
+        outputs: Sequence[str] | None = None,
+        request_id: str | None = None,
+    ) -> Any:
+        """Do what `invoke` does, natively asynchronous: many calls in flight on one event loop.
+
+        Raises:
+            PolyserveError: As `invoke`.
+        """
+        request = self._request(data, outputs, request_id)
+        return self._answer(await self.asend(request, timeout=timeout), data, request)
+
+    def send(self, request: Request, *, timeout: Duration | None = None) -> Response:
+        """Send a request of the canonical kind, whatever its path, and return its response.
+
+        Raises:
+            PolyserveError: As `invoke`; also for a response of status 400 or more.
+        """
+        deadline = self._deadline(timeout)
+        request = self._identified(request)
+        try:
+            return self._once(request, deadline)
+        except PolyserveError as error:
+            if not (error.retryable or _stale(error)):
+                raise
+            failure = error
+        if _stale(failure):
+            try:
+                return self._once(request, deadline)
+            except PolyserveError as error:
+                failure = error
+        if not failure.retryable:
+            raise failure
+        return self._patiently(request, deadline, failure)
+
+    async def asend(self, request: Request, *, timeout: Duration | None = None) -> Response:  # noqa: ASYNC109 - as above
+        """Do what `send` does, natively asynchronous.
+
+        Raises:
+            PolyserveError: As `send`.
+        """
+        deadline = self._deadline(timeout)
+        request = self._identified(request)
+        try:
+            return await self._aonce(request, deadline)
+        except PolyserveError as error:
+            if not (error.retryable or _stale(error)):
+                raise
+            failure = error
+        if _stale(failure):
+            try:
+                return await self._aonce(request, deadline)
+            except PolyserveError as error:
+                failure = error
+        if not failure.retryable:
+            raise failure
+        return await self._apatiently(request, deadline, failure)
+
+    def _once(self, request: Request, deadline: float) -> Response:
+        address = self._address
+        if address is None or time.time() >= self._fresh_until:
+            address = self._find()
+        call = self._prepare(address, request)
+        try:
+            reply = self._connections.send(call, deadline)
+        except (OSError, ValueError) as error:
+            raise self._lost(address, request, error) from error
+        return self._read(address, reply, request)
+
+    async def _aonce(self, request: Request, deadline: float) -> Response:
+        address = self._address
+        if address is None or time.time() >= self._fresh_until:
+            # Finding may start a gateway or ask a cloud: the loop goes on meanwhile.
+            address = await asyncio.to_thread(self._find)
+        call = self._prepare(address, request)
+        try:
+            reply = await self._loop_connections().send(call, deadline)
+        except (OSError, ValueError) as error:
+            raise self._lost(address, request, error) from error
+        return self._read(address, reply, request)
+
+    # --- patience -------------------------------------------------------------------------------------------------------------------
+
+    def _patiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
+        """Try again with growing pauses; the first attempt only replays the failure there already was."""
+        import stamina
+
+        first: PolyserveError | None = failure
+        for attempt in stamina.retry_context(on=_pauses(deadline), attempts=_ATTEMPTS, timeout=None):
+            with attempt:
+                if first is not None:
+                    replayed, first = first, None
+                    raise replayed
+                return self._once(request, deadline)
+        raise AssertionError("a retry context ends by returning or raising")
+
+    async def _apatiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
+        import stamina
+
+        first: PolyserveError | None = failure
+        async for attempt in stamina.retry_context(on=_pauses(deadline), attempts=_ATTEMPTS, timeout=None):
+            with attempt:
+                if first is not None:
+                    replayed, first = first, None
+                    raise replayed
+                return await self._aonce(request, deadline)
+        raise AssertionError("a retry context ends by returning or raising")
+
+    # --- addresses ------------------------------------------------------------------------------------------------------------------
+
+    def _find(self) -> Address:
+        """Return the address, asking the provider where there is none that is still good; once for all threads that wait for it."""
+        with self._lock:
+            if self._closed:
+                message = (
+                    f"the endpoint of {self.name!r} was closed: make a new one with polyserve.connect({self.name!r})"
+                )
+                raise FailedPreconditionError(message, operation="invoke", resource=self.name)
+            if self._address is None or time.time() >= self._fresh_until:
+                with translating(self._provider, "invoke", self.name):
+                    address = self._invoker.resolve(self.name, revision=self.revision)
+                self._address = address
+                self._fresh_until = _good_until(address)
+            return self._address
+
+    def _drop(self, address: Address) -> None:
+        """Have the address found anew, unless that was done already since this one was handed out."""
+        if self._address is address:
+            self._fresh_until = 0.0
+
+    # --- values to requests and back ------------------------------------------------------------------------------------------------
+
+    def _request(self, data: object, outputs: Sequence[str] | None, request_id: str | None) -> Request:
+        if request_id is None:
+            request_id = self._new_id()
+        if outputs is not None:
+            outputs = self._checked(outputs)
+        try:
+            tensors = values.to_tensors(data, self.signature.inputs, self.signature.input_kind)
+            body, headers = protocol.format_request(tensors, binary=True, outputs=outputs)
+        except RequestError as error:
+            raise self._error(error.code, error.message, request_id) from error
+        headers["x-request-id"] = request_id
+        return Request(path=self._path, headers=headers, body=body, request_id=request_id)
+
+    def _checked(self, outputs: Sequence[str]) -> list[str]:
+        names = [outputs] if isinstance(outputs, str) else list(outputs)
+        unknown = [name for name in names if name not in self._outputs]
+        if not names or (unknown and self._outputs):
+            what = f"no output {unknown[0]!r}" if unknown else "an empty list of outputs"
+            there = ", ".join(spec.name for spec in self.signature.outputs)
+            raise InvalidArgumentError(
+                f"invoke {self.name!r}: the model has {what}; it has {there}", operation="invoke", resource=self.name
+            )
+        return names
+
+    def _answer(self, response: Response, data: object, request: Request) -> Any:
+        try:
+            tensors, _ = protocol.parse_response(response.body, response.headers)
+            kind = self.signature.output_kind
+            if isinstance(data, dict):
+                if kind not in {"array", "list", "arrays"}:
+                    return values.from_tensors(tensors, kind)
+                lists = kind == "list"
+            else:
+                lists = isinstance(data, list | tuple | str | bytes | bool | int | float) and not _holds_arrays(data)
+            if len(tensors) == 1 and kind not in {"mapping", "arrays", "frame", "rows"}:
+                return tensors[0].tolist() if lists else tensors[0].numpy()
+            return {tensor.name: tensor.tolist() if lists else tensor.numpy() for tensor in tensors}
+        except RequestError as error:
+            message = f"the answer cannot be read: {error.message}"
+            raise self._error(ErrorCode.INTERNAL, message, request.request_id) from error
+
+    def _new_id(self) -> str:
+        return f"{self._prefix}{next(self._numbers):08x}"
+
+    def _identified(self, request: Request) -> Request:
+        """Return the request with an id, in the field and in the header."""
+        if request.request_id and "x-request-id" in request.headers:
+            return request
+        request_id = request.request_id or request.headers.get("x-request-id") or self._new_id()
+        return Request(
+            method=request.method,
+            path=request.path,
+            headers={**request.headers, "x-request-id": request_id},
+            body=request.body,
+            request_id=request_id,
+        )
+
+    def _deadline(self, timeout: Duration | None) -> float:
+        if timeout is None:
+            timeout = self.timeout
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+        if not seconds > 0:
+            raise InvalidArgumentError(
+                f"invoke {self.name!r}: timeout must be more than 0 seconds, got {timeout!r}",
+                operation="invoke",
+                resource=self.name,
+            )
+        return time.monotonic() + seconds
+
+    # --- what a provider makes of it ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, address: Address, request: Request) -> HttpCall:
+        try:
+            return self._invoker.prepare(address, request)
+        except Exception as error:
+            raise self._translated(error, request) from error
+
+    def _read(self, address: Address, reply: HttpReply, request: Request) -> Response:
+        try:
+            response = self._invoker.parse(address, reply)
+        except Exception as error:
+            ours = self._translated(error, request)
+            ours.retry_after = ours.retry_after or _retry_after(reply.headers)
+            if ours.code is ErrorCode.UNAUTHENTICATED:
+                self._drop(address)
+            raise ours from error
+        if response.status < 400:
+            return response
+        code, reason = _reason(response)
+        if code is ErrorCode.UNAUTHENTICATED:
+            self._drop(address)
+        raise self._error(
+            code, reason, response.headers.get("x-request-id") or request.request_id, _retry_after(response.headers)
+        )
+
+    def _translated(self, error: Exception, request: Request) -> PolyserveError:
+        try:
+            with translating(self._provider, "invoke", self.name):
+                raise error
+        except PolyserveError as ours:
+            ours.request_id = ours.request_id or request.request_id
+            return ours
+
+    def _lost(self, address: Address, request: Request, error: Exception) -> PolyserveError:
+        """Make an error of ours of a call that got no answer."""
+        if isinstance(error, TimeoutError):
+            return self._error(ErrorCode.DEADLINE_EXCEEDED, "no answer within the timeout", request.request_id)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            message = f"the certificate of the server is not trusted: {error.verify_message}"
+            return self._error(ErrorCode.FAILED_PRECONDITION, message, request.request_id)
+        if not isinstance(error, OSError):
+            return self._error(ErrorCode.INVALID_ARGUMENT, f"the request cannot be sent: {error}", request.request_id)
+        # Another gateway, another port, other keys: whoever knows is asked before the next attempt.
+        self._drop(address)
+        return self._error(ErrorCode.UNAVAILABLE, getattr(error, "strerror", None) or str(error), request.request_id)
+
+    def _error(
+        self, code: ErrorCode, reason: str, request_id: str, retry_after: timedelta | None = None
+    ) -> PolyserveError:
+        provider = self._provider.info.name
+        return error_for(code)(
+            f"invoke {self.name!r} failed on {provider}: {reason}",
+            provider=provider,
+            operation="invoke",
+            resource=self.name,
+            request_id=request_id,
+            retry_after=retry_after,
+        )
+
+    # --- many calls -----------------------------------------------------------------------------------------------------------------
+
+    def map(
+        self,
+        batches: Iterable[object],
+        *,
+        concurrency: int = 32,
+        progress: bool | None = None,
+        timeout: Duration | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Iterator[Any]:
+        """Yield the answers to many inputs, in order, with up to `concurrency` calls in flight.
+
+        Memory is bounded: never more than twice `concurrency` inputs are read ahead or answers kept. Each input has its own retries; the
+        first that fails for good, or an error of `batches` itself, is raised in its place and ends the iteration. Closing the iterator,
+        or Ctrl-C, cancels what is in flight.
+
+        Args:
+            batches: The inputs, each as `invoke` takes it. Read in the thread that iterates.
+            concurrency: Calls in flight.
+            progress: Whether to show a progress bar on standard error; by default where that is a terminal.
+            timeout: As `invoke`, for each input.
+            outputs: As `invoke`.
+
+        Raises:
+            PolyserveError: As `invoke`.
+        """
+        from polyserve.streams import map_in_thread, tracked
+
+        async def call(data: object) -> Any:
+            return await self.ainvoke(data, timeout=timeout, outputs=outputs)
+
+        answers = map_in_thread(call, batches, concurrency=_positive(concurrency))
+        return tracked(answers, batches, name=self.name, progress=progress)
+
+    def amap(
+        self,
+        batches: Iterable[object] | AsyncIterable[object],
+        *,
+        concurrency: int = 32,
+        timeout: Duration | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> AsyncIterator[Any]:
+        """Do what `map` does on the running event loop; `batches` may be asynchronous.
+
+        Raises:
+            PolyserveError: As `invoke`.
+        """
+        from polyserve.streams import map_in_loop
+
+        async def call(data: object) -> Any:
+            return await self.ainvoke(data, timeout=timeout, outputs=outputs)
+
+        return map_in_loop(call, batches, concurrency=_positive(concurrency))
+
+    # --- its life -------------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close its connections; calls afterwards are refused. Those of an event loop are closed by `aclose`, or with the loop."""
+        with self._lock:
+            self._closed = True
+            self._address = None
+        self._connections.close()
+        for loop, connections in list(self._loops.items()):
+            connections.close_from_outside(loop)
+
+    async def aclose(self) -> None:
+        """Close its connections, those of the running event loop included."""
+        mine = self._loops.pop(asyncio.get_running_loop(), None)
+        if mine is not None:
+            await mine.close()
+        self.close()
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Endpoint:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _loop_connections(self) -> LoopConnections:
+        loop = asyncio.get_running_loop()
+        found = self._loops.get(loop)
+        if found is None:
+            from polyserve.transport_async import LoopConnections
+
+            found = self._loops[loop] = LoopConnections()
+        return found
+
+    def _after_fork(self) -> None:
+        """Start afresh in a child process: connections and locks are the parent's."""
+        self._start()
+        self._connections.forget()
+        for connections in self._loops.values():
+            connections.forget()
+        self._loops = weakref.WeakKeyDictionary()
+
+
+_ENDPOINTS: weakref.WeakSet[Endpoint] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for endpoint in list(_ENDPOINTS):
+        endpoint._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _stale(error: PolyserveError) -> bool:
+    """Whether it may be the address that was wrong: nobody listens there any more, or the credential was replaced."""
+    return error.code is ErrorCode.UNAUTHENTICATED or (
+        error.code is ErrorCode.UNAVAILABLE and isinstance(error.__cause__, ConnectionError)
+    )
+
+
+def _good_until(address: Address) -> float:
+    """Return the `time.time()` until which an address is used: a minute, or half its life, before it expires."""
+    if address.expires_at is None:
+        return math.inf
+    now, end = time.time(), address.expires_at.timestamp()
+    # At least for the call that asked for it, however short it lives.
+    return max(end - min(_SLACK_S, (end - now) / 2), now + 1.0)
+
+
+def _holds_arrays(data: object) -> bool:
+    return isinstance(data, list | tuple) and bool(data) and hasattr(data[0], "__array__") and hasattr(data[0], "shape")
+
+
+def _positive(concurrency: int) -> int:
+    if concurrency < 1:
+        raise InvalidArgumentError(f"concurrency must be at least 1, got {concurrency!r}", operation="invoke")
+    return concurrency
+
+
+def _pauses(deadline: float) -> Any:
+    """Return a hook that says how long to wait after an error, or that it is of no use."""
+    failures = count()
+
+    def pause(error: Exception) -> float | bool:
+        if not isinstance(error, PolyserveError) or not error.retryable:
+            return False
+        # Full jitter: callers that failed together do not come back together.
+        wait = random.uniform(0.0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** next(failures)))  # noqa: S311 - not a secret
+        if error.retry_after is not None:
+            wait = max(wait, error.retry_after.total_seconds())
+        return wait if time.monotonic() + wait < deadline else False
+
+    return pause
+
+
+def _retry_after(headers: Any) -> timedelta | None:
+    """Read a Retry-After header: seconds, or a date."""
+    text = headers.get("retry-after")
+    if not text:
+        return None
+    try:
+        return timedelta(seconds=max(0.0, float(text)))
+    except (ValueError, OverflowError):
+        pass
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        at = parsedate_to_datetime(text)
+        return max(timedelta(0), (at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC))
+    except (TypeError, ValueError):
+        return None
+
+
+def _reason(response: Response) -> tuple[ErrorCode, str]:
+    """Return what kind of failure a response of status 400 or more is, and why."""
+    code = _CODE_OF_STATUS.get(response.status)
+    if code is None:
+        code = ErrorCode.INVALID_ARGUMENT if response.status < 500 else ErrorCode.UNAVAILABLE
+    try:
+        body = protocol.decode_json(response.body)
+        reason = body["error"]
+        if isinstance(reason, str):
+            told = body.get("code")
+            return ErrorCode(told) if told in ErrorCode.__members__ else code, reason
+    except (RequestError, KeyError, TypeError):
+        pass
+    # Not ours: a load balancer, a proxy, an error page. Its first line of text is what there is to go by.
+    text = re.sub(
+        r"<(script|style)\b.*?</\1>|<[^>]*>", "\n", response.body[:4096].decode("utf-8", "replace"), flags=re.S | re.I
+    )
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return code, f"HTTP {response.status}: {line[:200]}"
