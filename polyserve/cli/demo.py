@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +29,7 @@ NAME = "digits-demo"
 COLD_STEPS = ("apply", "wait", "verify")
 WARM_CALLS = 200
 BATCH = 30
+SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,7 @@ class Result:
         accuracy_endpoint: Share of them that the deployment named rightly.
         accuracy_in_process: The same by the model in this process.
         answers_equal: Whether both gave the same answer to every single image.
+        input_file: Some of the images, as input for `polyserve invoke`.
     """
 
     provider: str
@@ -75,6 +80,7 @@ class Result:
     accuracy_endpoint: float
     accuracy_in_process: float
     answers_equal: bool
+    input_file: str
 
 
 @click.command("demo", short_help="See it all work.")
@@ -176,6 +182,7 @@ def _run(trained: Trained, begin: Any, provider: str | None, profile: str | None
             accuracy_endpoint=_accuracy(answers, trained.labels),
             accuracy_in_process=_accuracy(here, trained.labels),
             answers_equal=[int(a) for a in answers] == [int(a) for a in here],
+            input_file=str(_keep_images(trained.images[:SHOWN])),
         )
 
 
@@ -195,6 +202,16 @@ def _destroy_last(begin: Any, provider: str | None, profile: str | None) -> None
     step: Step = begin("destroying the demo that was there")
     api.destroy(NAME, provider=provider, profile=profile)
     step.done("destroyed the demo that was there")
+
+
+def _keep_images(images: np.ndarray) -> Path:
+    """Write images to the cache, for people to invoke the deployment with, and return the file."""
+    from polyserve.model.storage import cache_directory
+
+    file = cache_directory() / "demo.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(images.tolist()))
+    return file
 
 
 def _answers(deployment: Deployment, images: np.ndarray) -> list[Any]:
@@ -248,10 +265,17 @@ def _show(out: Console, result: Result, provider: str | None, profile: str | Non
     out.line()
     out.fields([("url        ", result.url)])
     out.line()
+    file = _shown(result.input_file)
     for title, line in (
-        ("try", f"polyserve invoke {result.deployment}{where} --data '[[{','.join(['0'] * 3)}, ...]]'"),
+        ("try", f"polyserve invoke {result.deployment}{where} --file {file}"),
         ("", f"polyserve metrics {result.deployment}{where}"),
         ("", f"polyserve logs {result.deployment}{where} --follow"),
         ("", f"polyserve destroy {result.deployment}{where}"),
     ):
-        out.line(Cell(f"  {title.ljust(11)}  ", "dim"), Cell(line, "cyan"))
+        out.line(Cell(f"  {title.ljust(3)}  ", "dim"), Cell(line, "cyan"))
+
+
+def _shown(path: str) -> str:
+    """Return a path as a word of a shell, short where it is in the home directory."""
+    home = f"{Path.home()}/"
+    return f"~/{shlex.quote(path.removeprefix(home))}" if path.startswith(home) else shlex.quote(path)

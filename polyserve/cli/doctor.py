@@ -106,11 +106,10 @@ def _python() -> Finding:
 
 
 def _directories() -> Iterator[Finding]:
-    for check, variable, default in (
-        ("home", "POLYSERVE_HOME", "~/.polyserve"),
-        ("cache", "POLYSERVE_CACHE", "~/.cache/polyserve"),
-    ):
-        path = Path(os.environ.get(variable) or default).expanduser().absolute()
+    from polyserve.model.storage import cache_directory
+
+    home = Path(os.environ.get("POLYSERVE_HOME") or "~/.polyserve").expanduser().absolute()
+    for check, variable, path in (("home", "POLYSERVE_HOME", home), ("cache", "POLYSERVE_CACHE", cache_directory())):
         trouble = _not_writable(path)
         way_out = f"make it writable, or set {variable} to a directory that is" if trouble else ""
         verdict = Verdict.PROBLEM if trouble else Verdict.OK

@@ -32,8 +32,9 @@ def show(error: Exception, *, as_json: bool) -> int:
         message, hints = error.message, list(_hints(error))
         code, kind, exit_code = error.code.value, type(error).__name__, error.exit_code
     elif isinstance(error, click.ClickException):
-        message, hints = _sentence(error.format_message()), list(_usage_hints(error))
-        message = _sentence(error.message) if hints else message
+        # With possibilities, click's own format adds them to the sentence; here they are a hint.
+        near = getattr(error, "possibilities", None)
+        message, hints = _sentence(error.message if near else error.format_message()), list(_usage_hints(error))
         code, kind, exit_code = "INVALID_ARGUMENT", "UsageError", error.exit_code
     else:
         message = f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"

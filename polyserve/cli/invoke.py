@@ -7,7 +7,6 @@ import click
 from polyserve.cli import options
 from polyserve.cli.console import Console
 
-
 EXAMPLES = """\b
 Examples:
   polyserve invoke iris --data '[[5.1, 3.5, 1.4, 0.2]]'
