@@ -32,7 +32,9 @@ def _imports(path: Path) -> Iterator[tuple[str, bool, int]]:
                 yield from ((name.name, on_import, child.lineno) for name in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{path}:{child.lineno} is relative: write the full name"
-                yield child.module or "", on_import, child.lineno
+                # Of the top package it matters which name is taken: a module of the core, or the version.
+                inside = [f"polyserve.{name.name}" for name in child.names] if child.module == "polyserve" else []
+                yield from ((name, on_import, child.lineno) for name in inside or [child.module or ""])
             elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 yield from walk(ast.Module(body=child.orelse, type_ignores=[]), on_import)
             else:
@@ -47,7 +49,7 @@ def test_what_travels_with_a_function_imports_the_standard_library_only(path: Pa
     wrong = []
     for name, on_import, line in _imports(path):
         top = name.partition(".")[0]
-        ours = name == "polyserve" or name.startswith("polyserve.runtime") or top.startswith("polyserve_")
+        ours = name.startswith(("polyserve.runtime", "polyserve.__version__")) or top.startswith("polyserve_")
         if top in sys.stdlib_module_names or ours or (top in OPTIONAL and not on_import):
             continue
         wrong.append(f"line {line}: {name}{' when it is imported' if on_import else ''}")

@@ -13,6 +13,7 @@ TOOLS = {
     "the linter finds nothing": ["-m", "ruff", "check", "."],
     "the formatter would change nothing": ["-m", "ruff", "format", "--check", "."],
     "the type checker finds nothing": ["-m", "mypy"],
+    "the public surface is typed for its users": ["-m", "mypy", "tests/architecture/usage.py"],
     "the import contracts hold": ["-c", "from importlinter.cli import lint_imports_command as c; c(['--no-cache'])"],
     "the change fragments make a changelog": ["-m", "towncrier", "build", "--draft", "--version", "0.0.0"],
 }
