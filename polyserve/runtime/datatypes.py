@@ -79,7 +79,6 @@ _CODES = {
 _BIG_ENDIAN = sys.byteorder == "big"
 _NUMBERS = frozenset({int, float})
 _ONLY_INT = frozenset({int})
-_ONLY_FLOAT = frozenset({float})
 _WORDS = {"NaN": nan, "Infinity": inf, "-Infinity": -inf}
 _TEXT_SHOWN = 60
 
@@ -114,34 +113,7 @@ def pack(name: str, datatype: str, values: list[Any]) -> array[Any] | bytes | li
     Raises:
         RequestError: A value is of the wrong type or does not fit; names tensor, datatype, index and value.
     """
-    types = set(map(type, values))
-    if datatype in INTEGERS:
-        return _pack_integers(name, datatype, values, types)
-    if datatype == "BYTES":
-        return _pack_bytes(name, values, types)
-    if datatype == "BOOL":
-        return _pack_booleans(name, values, types)
-    if not types <= _NUMBERS:
-        values = [_as_float(name, datatype, index, value) for index, value in enumerate(values)]
-    try:
-        if datatype == "FP64":
-            return array("d", values)
-        if datatype == "FP32":
-            # struct and not array: it refuses what would silently become infinite.
-            packed = array("f")
-            packed.frombytes(struct.pack(f"{len(values)}f", *values))
-            return packed
-        if datatype == "FP16":
-            return struct.pack(f"<{len(values)}e", *values)
-        return _pack_bfloats(values)
-    except (OverflowError, struct.error):
-        for index, value in enumerate(values):
-            if not _fits(datatype, value):
-                raise refusal(
-                    name,
-                    f"expected {datatype} values, got {shorten(value)} at index {index}, which is out of its range",
-                )
-        raise
+    return _PACKERS[datatype](name, datatype, values)
 
 
 def unpack(datatype: str, raw: Raw | array[Any]) -> list[Any]:
@@ -205,32 +177,57 @@ def decode_bytes(name: str, raw: Raw, count: int) -> list[bytes]:
     return values
 
 
-def _pack_integers(name: str, datatype: str, values: list[Any], types: set[type]) -> array[Any]:
-    if not types <= _ONLY_INT:
+def _pack_floats(name: str, datatype: str, values: list[Any]) -> array[Any] | bytes:
+    if not set(map(type, values)) <= _NUMBERS:
+        values = [_as_float(name, datatype, index, value) for index, value in enumerate(values)]
+    try:
+        if datatype == "FP64":
+            return array("d", values)
+        if datatype == "FP32":
+            # struct and not array: it refuses what would silently become infinite.
+            packed = array("f")
+            packed.frombytes(struct.pack(f"{len(values)}f", *values))
+            return packed
+        if datatype == "FP16":
+            return struct.pack(f"<{len(values)}e", *values)
+        return _pack_bfloats(values)
+    except (OverflowError, struct.error):
+        index = next(index for index, value in enumerate(values) if not _fits(datatype, value))
+        problem = (
+            f"expected {datatype} values, got {shorten(values[index])} at index {index}, which is out of its range"
+        )
+        raise refusal(name, problem) from None
+
+
+def _pack_integers(name: str, datatype: str, values: list[Any]) -> array[Any]:
+    if not set(map(type, values)) <= _ONLY_INT:
         values = [_as_integer(name, datatype, index, value) for index, value in enumerate(values)]
     try:
         return array(_CODES[datatype], values)
     except OverflowError:
         low, high = INTEGERS[datatype]
-        index, value = next((i, v) for i, v in enumerate(values) if not low <= v <= high)
-        raise refusal(name, f"expected {datatype} values ({low} to {high}), got {shorten(value)} at index {index}")
+        index = next(index for index, value in enumerate(values) if not low <= value <= high)
+        problem = f"expected {datatype} values ({low} to {high}), got {shorten(values[index])} at index {index}"
+        raise refusal(name, problem) from None
 
 
-def _pack_booleans(name: str, values: list[Any], types: set[type]) -> bytes:
-    if types - {bool}:
+def _pack_booleans(name: str, _: str, values: list[Any]) -> bytes:
+    if set(map(type, values)) - {bool}:
         for index, value in enumerate(values):
             if not (isinstance(value, bool | int) or _is_numpy(value, "bi")) or value not in {0, 1}:
                 raise refusal(name, f"expected BOOL values (true or false), got {shorten(value)} at index {index}")
     return bytes(map(int, values))
 
 
-def _pack_bytes(name: str, values: list[Any], types: set[type]) -> list[Any]:
+def _pack_bytes(name: str, _: str, values: list[Any]) -> list[Any]:
+    types = set(map(type, values))
     if not types <= {str, bytes}:
         for index, value in enumerate(values):
             if not isinstance(value, str | bytes):
                 raise refusal(name, f"expected BYTES values (text or bytes), got {shorten(value)} at index {index}")
+        # numpy's own text and bytes become Python's.
         values = [str(value) if isinstance(value, str) else bytes(value) for value in values]
-    if str in types or types - {bytes}:
+    if types != {bytes}:
         for index, value in enumerate(values):
             # A lone surrogate is a string that no UTF-8 can carry.
             if isinstance(value, str) and not value.isascii() and not _encodable(value):
@@ -273,9 +270,8 @@ def _as_float(name: str, datatype: str, index: int, value: Any) -> float:
         try:
             return float(value)
         except OverflowError:
-            raise refusal(
-                name, f"expected {datatype} values, got {shorten(value)} at index {index}, which is out of its range"
-            )
+            problem = f"expected {datatype} values, got {shorten(value)} at index {index}, which is out of its range"
+            raise refusal(name, problem) from None
     raise refusal(name, f"expected {datatype} values (numbers), got {shorten(value)} at index {index}")
 
 
@@ -292,17 +288,20 @@ def _is_numpy(value: object, kinds: str) -> bool:
     return getattr(getattr(value, "dtype", None), "kind", "-") in kinds and getattr(value, "shape", None) == ()
 
 
-_PACKERS: dict[str, Callable[[float], object]] = {
-    "FP64": float,
-    "FP32": struct.Struct("<f").pack,
-    "FP16": struct.Struct("<e").pack,
-    "BF16": lambda value: _pack_bfloats([value]),
-}
-
-
 def _fits(datatype: str, value: float) -> bool:
     try:
-        _PACKERS[datatype](value)
+        if datatype == "BF16":
+            _pack_bfloats([value])
+        else:
+            struct.pack({"FP64": "<d", "FP32": "<f", "FP16": "<e"}[datatype], value)
     except (OverflowError, struct.error):
         return False
     return True
+
+
+_PACKERS: dict[str, Callable[[str, str, list[Any]], array[Any] | bytes | list[Any]]] = {
+    **dict.fromkeys(INTEGERS, _pack_integers),
+    **dict.fromkeys(("FP16", "FP32", "FP64", "BF16"), _pack_floats),
+    "BOOL": _pack_booleans,
+    "BYTES": _pack_bytes,
+}

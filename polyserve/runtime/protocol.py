@@ -2,24 +2,26 @@
 
 Both sides are here, so that what `Endpoint` writes is what `Host` reads. Knows no HTTP server and no model.
 
-JSON has no word for what is not a finite number. Answers stay valid for strict parsers: not-a-number is `null` (as KServe writes it), the
-infinities are `"Infinity"` and `"-Infinity"` (as Protocol Buffers' JSON has them); numpy reads all three back as what they were. Requests may
-use the same three, or the bare words `NaN`, `Infinity` and `-Infinity` that Triton and Python write. Where BYTES are not UTF-8, JSON cannot
-carry them: such an answer is refused with the way out, the binary extension, which carries everything unchanged.
+JSON has no word for what is not a finite number. Answers stay valid for strict parsers: not-a-number is `null` (as KServe writes
+it), the infinities are `"Infinity"` and `"-Infinity"` (as Protocol Buffers' JSON has them); numpy reads all three back as what they
+were. Requests may use the same three, or the bare words `NaN`, `Infinity` and `-Infinity` that Triton and Python write. Where BYTES
+are not UTF-8, JSON cannot carry them: such an answer is refused with the way out, the binary extension, which carries everything
+unchanged.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from importlib import import_module
 from json.encoder import encode_basestring
 from math import isinf, isnan
 from typing import Any
 
-from polyserve.runtime.datatypes import shorten
+from polyserve.runtime.datatypes import DATATYPES, shorten
 from polyserve.runtime.messages import ErrorCode, RequestError
-from polyserve.runtime.tensors import Tensor
+from polyserve.runtime.tensors import TEXT, Tensor
 
 __all__ = [
     "HEADER_LENGTH",
@@ -41,6 +43,8 @@ JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 
 _DECODER = json.JSONDecoder()
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_NUMBERS = frozenset(DATATYPES) - {"BYTES", "BOOL"}
 _UNSUPPORTED = ("shared_memory_region", "classification")
 
 try:
@@ -77,7 +81,7 @@ class InferRequest:
         self.binary_outputs = binary_outputs
 
 
-# --- the server's side ----------------------------------------------------------------------------------------------------------------------
+# --- the server's side --------------------------------------------------------------------------------------------
 
 
 def parse_infer(body: bytes | memoryview, headers: Mapping[str, str]) -> InferRequest:
@@ -135,7 +139,7 @@ def format_infer(
     Raises:
         RequestError: BYTES that are not UTF-8 were asked for as JSON.
     """
-    head = f'{{"model_name":{encode_basestring(model)},"model_version":{encode_basestring(version)},'
+    head = _answer_head(model, version)
     if request_id:
         head += f'"id":{encode_basestring(request_id)},'
     return _write(head, "outputs", tensors, binary, "")
@@ -166,7 +170,7 @@ def format_rows(tensors: Sequence[Tensor]) -> bytes:
     return f"{{{','.join(f'{encode_basestring(tensor.name)}:{_nested(tensor)}' for tensor in tensors)}}}".encode()
 
 
-# --- the client's side ----------------------------------------------------------------------------------------------------------------------
+# --- the client's side --------------------------------------------------------------------------------------------
 
 
 def format_request(
@@ -216,7 +220,7 @@ def encode_json(value: Any) -> bytes:
     return _dumps(value).encode()
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def decode_json(body: bytes | memoryview) -> Any:
@@ -278,7 +282,7 @@ def _read_tensors(payload: Mapping[str, Any], key: str, tail: memoryview | None)
         raise _invalid(f"{key!r}: expected a list of tensors, got {shorten(items)}")
     tensors = []
     at = 0
-    for item in items or ():
+    for item in items:
         try:
             name, shape, datatype = item["name"], item["shape"], item["datatype"]
         except (KeyError, TypeError):
@@ -290,16 +294,10 @@ def _read_tensors(payload: Mapping[str, Any], key: str, tail: memoryview | None)
         if parameters is not None:
             parameters, size = _read_parameters(name, parameters)
         if size is None:
-            if "data" not in item:
-                raise _invalid(f"tensor {name!r}: expected 'data' or parameters.binary_data_size, got neither")
-            data = item["data"]
-            if data.__class__ is not list:
-                if shape != []:
-                    raise _invalid(f"tensor {name!r}: expected a list as its data, got {shorten(data)}")
-                data = [data]
+            data = _json_data(name, item)
         else:
-            if tail is None or size > len(tail) - at:
-                left = 0 if tail is None else len(tail) - at
+            left = 0 if tail is None else len(tail) - at
+            if tail is None or size > left:
                 raise _invalid(
                     f"tensor {name!r}: expected {size} bytes after the JSON, got {left} (see {HEADER_LENGTH})"
                 )
@@ -309,6 +307,17 @@ def _read_tensors(payload: Mapping[str, Any], key: str, tail: memoryview | None)
     if tail is not None and at != len(tail):
         raise _invalid(f"expected {at} bytes of binary tensors after the JSON, got {len(tail)}")
     return tensors
+
+
+def _json_data(name: str, item: Mapping[str, Any]) -> Any:
+    if "data" not in item:
+        raise _invalid(f"tensor {name!r}: expected 'data' or parameters.binary_data_size, got neither")
+    data = item["data"]
+    if data.__class__ is list:
+        return data
+    if item["shape"] != []:
+        raise _invalid(f"tensor {name!r}: expected a list as its data, got {shorten(data)}")
+    return [data]
 
 
 def _read_parameters(name: str, parameters: Any) -> tuple[Mapping[str, Any], int | None]:
@@ -372,7 +381,7 @@ def _invalid(message: str) -> RequestError:
     return RequestError(ErrorCode.INVALID_ARGUMENT, message)
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------------
 
 
 def _write(
@@ -381,39 +390,51 @@ def _write(
     described: list[str] = []
     blocks: list[bytes] = []
     for tensor in tensors:
-        shape = repr(list(tensor.shape)).replace(" ", "")
-        start = f'{{"name":{encode_basestring(tensor.name)},"datatype":"{tensor.datatype}","shape":{shape},'
+        start = _tensor_head(tensor.name, tensor.datatype, tensor.shape)
         parameters = tensor.parameters
         if binary is True or (binary and tensor.name in binary):
             raw = tensor.tobytes()
             blocks.append(raw)
-            described.append(f'{start}"parameters":{_dumps({**parameters, "binary_data_size": len(raw)})}}}')
+            rest_of = f"{_dumps(dict(parameters))[1:-1]}," if parameters else ""
+            described.append(f'{start}"parameters":{{{rest_of}"binary_data_size":{len(raw)}}}}}')
         elif parameters:
             described.append(f'{start}"parameters":{_dumps(dict(parameters))},"data":{_elements(tensor)}}}')
         else:
             described.append(f'{start}"data":{_elements(tensor)}}}')
     text = f'{head}"{key}":[{",".join(described)}]{rest}}}'.encode()
-    if binary is False or (not blocks and binary is not True):
-        return text, {"content-type": JSON_TYPE}
-    return b"".join([text, *blocks]), {"content-type": BINARY_TYPE, HEADER_LENGTH: str(len(text))}
+    if binary is True or blocks:
+        return b"".join([text, *blocks]), {"content-type": BINARY_TYPE, HEADER_LENGTH: str(len(text))}
+    return text, {"content-type": JSON_TYPE}
+
+
+@lru_cache(maxsize=256)
+def _answer_head(model: str, version: str) -> str:
+    return f'{{"model_name":{encode_basestring(model)},"model_version":{encode_basestring(version)},'
+
+
+@lru_cache(maxsize=1024)
+def _tensor_head(name: str, datatype: str, shape: tuple[int, ...]) -> str:
+    lengths = ",".join(map(str, shape))
+    return f'{{"name":{encode_basestring(name)},"datatype":"{datatype}","shape":[{lengths}],'
 
 
 def _elements(tensor: Tensor) -> str:
     """Return a tensor's elements as a flat JSON array."""
-    return _json_of(tensor, tensor.flat() if tensor.datatype != "BYTES" else _text_of(tensor))
+    if tensor.datatype in _NUMBERS:
+        return _numbers(tensor.flat())
+    return _dumps(_text_of(tensor) if tensor.datatype == "BYTES" else tensor.flat())
 
 
 def _nested(tensor: Tensor) -> str:
     """Return a tensor's elements as JSON arrays nested as its shape says."""
-    if tensor.datatype != "BYTES":
-        return _json_of(tensor, tensor.tolist())
-    texts = _text_of(tensor)
-    return _dumps(Tensor(tensor.name, "BYTES", tensor.shape, texts, {"content_type": "str"}).tolist())
+    if tensor.datatype in _NUMBERS:
+        return _numbers(tensor.tolist())
+    if tensor.datatype == "BYTES":
+        tensor = Tensor(tensor.name, "BYTES", tensor.shape, _text_of(tensor), TEXT)
+    return _dumps(tensor.tolist())
 
 
-def _json_of(tensor: Tensor, values: Any) -> str:
-    if tensor.datatype in {"BYTES", "BOOL"}:
-        return _dumps(values)
+def _numbers(values: Any) -> str:
     # Python prints lists of numbers as JSON has them, several times faster than the encoder does.
     text = repr(values).replace(" ", "")
     # Only "nan" and "inf" have an n.
@@ -444,4 +465,4 @@ def _strict(values: Any) -> Any:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)

@@ -14,7 +14,7 @@ from polyserve.runtime.datatypes import DATATYPES
 from polyserve.runtime.messages import ErrorCode, RequestError
 from polyserve.runtime.tensors import Tensor
 
-__all__ = ["KINDS", "Signature", "TensorSpec", "match"]
+__all__ = ["KINDS", "Signature", "TensorSpec", "fits", "match"]
 
 KINDS = ("array", "list", "frame", "mapping", "arrays", "rows")
 """The shapes of a Python value that tensors can stand for; `polyserve.runtime.values` says what each one is."""
@@ -133,25 +133,27 @@ def match(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> list[Tensor
     Raises:
         RequestError: A name, datatype or shape is not the model's; names the input, what was expected and what came.
     """
-    if len(tensors) == 1 and len(specs) == 1 and tensors[0].name == specs[0].name:
-        ordered = [tensors[0]]
-    else:
-        ordered = _in_order(tensors, specs)
+    alone = len(tensors) == 1 and len(specs) == 1 and tensors[0].name == specs[0].name
+    ordered = list(tensors) if alone else _in_order(tensors, specs)
     for tensor, spec in zip(ordered, specs, strict=True):
         if tensor.datatype != spec.datatype:
-            raise RequestError(
-                ErrorCode.INVALID_ARGUMENT,
-                f"input {spec.name!r}: expected datatype {spec.datatype}, got {tensor.datatype}",
-            )
-        shape = tensor.shape
-        if len(shape) != len(spec.shape) or any(
-            want not in (-1, got) for want, got in zip(spec.shape, shape, strict=True)
-        ):
-            raise RequestError(
-                ErrorCode.INVALID_ARGUMENT, f"input {spec.name!r}: expected shape {list(spec.shape)}, got {list(shape)}"
-            )
+            problem = f"input {spec.name!r}: expected datatype {spec.datatype}, got {tensor.datatype}"
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, problem)
+        if not fits(tensor.shape, spec.shape):
+            problem = f"input {spec.name!r}: expected shape {list(spec.shape)}, got {list(tensor.shape)}"
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, problem)
         tensor.parameters = spec.parameters
     return ordered
+
+
+def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Tell whether a tensor's shape is one that a spec asks for."""
+    if len(shape) != len(wanted):
+        return False
+    # The usual case, any number of rows of a fixed shape, without a loop.
+    if shape[1:] == wanted[1:] and (not wanted or wanted[0] in (-1, shape[0])):
+        return True
+    return all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
 
 
 def _in_order(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> list[Tensor]:

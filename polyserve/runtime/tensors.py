@@ -64,6 +64,7 @@ _DATATYPE_OF = {
     "float64": "FP64",
     "bfloat16": "BF16",
 }
+_KNOWN: dict[Any, str] = {}
 _MOST_DIMENSIONS = 32
 _MOST_ELEMENTS = 2**40
 
@@ -127,17 +128,22 @@ class Tensor:
         Raises:
             RequestError: No datatype of the protocol holds these elements.
         """
-        own = _DATATYPE_OF.get(array.dtype.name)
+        dtype = array.dtype
+        own = _KNOWN.get(dtype)
         if own is None:
-            return _from_elements(name, array)
+            own = _DATATYPE_OF.get(dtype.name)
+            if own is None:
+                return _from_elements(name, array)
+            # A dtype's name takes longer to make than the rest of this.
+            _KNOWN[dtype] = own
         if datatype is not None and datatype != own:
             if (own, datatype) != ("FP32", "BF16"):
                 raise refusal(name, f"expected {datatype} values, got an array of {array.dtype}")
             own = datatype
         elif own == "BF16":
             array = array.astype("f4")
-        if not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
+        if not dtype.isnative:
+            array = array.astype(dtype.newbyteorder("="))
         return cls._of(name, own, array.shape, array, {})
 
     @classmethod
@@ -264,7 +270,7 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     data: Any
     if first.datatype == "BYTES":
         data = list(chain.from_iterable([tensor.data for tensor in tensors]))
-    elif all([type(tensor.data) is array for tensor in tensors]):
+    elif all(type(tensor.data) is array for tensor in tensors):
         data = array(first.data.typecode)
         data.frombytes(b"".join([tensor.data for tensor in tensors]))
     else:
@@ -282,13 +288,12 @@ def flatten(name: str, values: Sequence[Any], shape: tuple[int, ...]) -> list[An
     if len(shape) < 2 or not values or not isinstance(values[0], list | tuple):
         if len(values) != count:
             raise refusal(name, f"expected {count} elements for shape {list(shape)}, got {len(values)}")
-        flat = values if isinstance(values, list) else list(values)
-        return flat
+        return values if isinstance(values, list) else list(values)
     if len(values) != shape[0]:
         raise refusal(name, f"expected {shape[0]} rows for shape {list(shape)}, got {len(values)}")
     level: list[Any] = list(values)
     for depth, length in enumerate(shape[1:], start=1):
-        if not all([isinstance(row, list | tuple) and len(row) == length for row in level]):
+        if not all(isinstance(row, list | tuple) and len(row) == length for row in level):
             raise refusal(
                 name,
                 f"expected lists of {length} at depth {depth} for shape {list(shape)}, got another length or no list",
@@ -396,7 +401,7 @@ def _measure(name: str, values: Any) -> tuple[tuple[int, ...], list[Any]]:
         length = len(level[0])
         if len(shape) == _MOST_DIMENSIONS:
             raise refusal(name, f"expected at most {_MOST_DIMENSIONS} dimensions, got more")
-        if not all([isinstance(row, list | tuple) and len(row) == length for row in level]):
+        if not all(isinstance(row, list | tuple) and len(row) == length for row in level):
             raise refusal(name, f"expected rows of one length at depth {len(shape)}, got ragged lists")
         shape.append(length)
         level = list(chain.from_iterable(level))
@@ -424,7 +429,7 @@ def _as_text(name: str, index: int, value: str | bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise refusal(name, f"expected UTF-8 text, got {shorten(value)} at index {index}")
+        raise refusal(name, f"expected UTF-8 text, got {shorten(value)} at index {index}") from None
 
 
 def _bfloat_bytes(name: str, values: np.ndarray[Any, Any]) -> bytes:
@@ -440,4 +445,5 @@ def _bfloat_bytes(name: str, values: np.ndarray[Any, Any]) -> bytes:
         index = int(np.flatnonzero(overflown)[0])
         value = shorten(float(values.reshape(-1)[index]))
         raise refusal(name, f"expected BF16 values, got {value} at index {index}, which is out of its range")
-    return halves.tobytes()
+    encoded: bytes = halves.tobytes()
+    return encoded

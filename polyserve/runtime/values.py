@@ -14,12 +14,12 @@ Knows no wire format and no model. numpy and pandas are imported inside function
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from polyserve.runtime.datatypes import INTEGERS, shorten
 from polyserve.runtime.messages import ErrorCode, RequestError
-from polyserve.runtime.signature import TensorSpec
+from polyserve.runtime.signature import TensorSpec, fits
 from polyserve.runtime.tensors import Tensor
 
 __all__ = ["describe", "from_tensors", "to_tensors"]
@@ -27,7 +27,7 @@ __all__ = ["describe", "from_tensors", "to_tensors"]
 _LIST = {"python": "list"}
 """The parameters of a mapping's value that is a list, not an array."""
 
-_FLOATS = ("FP16", "FP32", "FP64", "BF16")
+_NUMPY_TYPES = {"FP16": "f2", "FP32": "f4", "FP64": "f8"} | {name: name.lower() for name in INTEGERS}
 
 
 def describe(value: Any, *, name: str = "input") -> tuple[str, tuple[TensorSpec, ...]]:
@@ -58,9 +58,9 @@ def describe(value: Any, *, name: str = "input") -> tuple[str, tuple[TensorSpec,
 def to_tensors(value: Any, specs: Sequence[TensorSpec], kind: str | None = None) -> list[Tensor]:
     """Turn a value into the tensors that a signature asks for.
 
-    Takes whatever fits: an array where lists were the sample, a frame for an array, rows (dicts or lists) for a frame, one dict of scalars for
-    one row. Numbers are cast where nothing is lost: integers to wider integers and floats, floats to floats of another width, floats without a
-    fraction to integers.
+    Takes whatever fits: an array where lists were the sample, a frame for an array, rows (dicts or lists) for a frame, one dict of
+    scalars for one row. Numbers are cast where nothing is lost: integers to wider integers and floats, floats to floats of another
+    width, floats without a fraction to integers.
 
     Args:
         value: The value.
@@ -75,7 +75,7 @@ def to_tensors(value: Any, specs: Sequence[TensorSpec], kind: str | None = None)
     """
     if not specs:
         return _tensors_of(value, _kind_of(value), "input")
-    if len(specs) == 1 and kind not in {"frame", "mapping", "rows"}:
+    if len(specs) == 1 and kind not in {"frame", "mapping", "rows"} and not isinstance(value, Mapping):
         return [_fit(value, specs[0])]
     parts = _parts(value, specs, kind)
     tensors = [_fit(part, spec) for part, spec in zip(parts, specs, strict=True)]
@@ -217,25 +217,29 @@ def _parts(value: Any, specs: Sequence[TensorSpec], kind: str | None) -> list[An
     """Return the part of the value that belongs to each spec."""
     names = [spec.name for spec in specs]
     if _is_frame(value):
-        return [_by_name(dict.fromkeys(_column_names(value)), names) and value[name] for name in names]
-    if isinstance(value, Mapping):
-        _by_name(value, names)
-        if kind in {"frame", "rows"} and not any(_is_sized(part) for part in value.values()):
-            return [[value[name]] for name in names]
+        _check_names(_column_names(value), names)
         return [value[name] for name in names]
+    if isinstance(value, Mapping):
+        _check_names(value, names)
+        one_row = kind in {"frame", "rows"} and not any(map(_is_sized, value.values()))
+        return [[value[name]] if one_row else value[name] for name in names]
     if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-        for index, row in enumerate(value):
-            if not isinstance(row, Mapping):
-                raise _invalid(f"row {index}: expected a dict as the rows before it, got {shorten(row)}")
-            _by_name(row, names, where=f"row {index}: ")
-        return [[row[name] for row in value] for name in names]
-    if kind == "arrays" or (kind is None and isinstance(value, list | tuple) and len(value) == len(names)):
-        if not isinstance(value, list | tuple) or len(value) != len(names):
-            raise _invalid(f"expected {len(names)} arrays ({', '.join(names)}), got {shorten(value)}")
-        return list(value)
-    if kind == "mapping" and len(names) == 1:
-        return [value]
-    return _split_columns(value, names)
+        return _split_rows(value, names)
+    several = kind == "arrays" or (kind is None and isinstance(value, list | tuple) and len(value) == len(names))
+    if not several:
+        return _split_columns(value, names)
+    if not isinstance(value, list | tuple) or len(value) != len(names):
+        raise _invalid(f"expected {len(names)} arrays ({', '.join(names)}), got {shorten(value)}")
+    return list(value)
+
+
+def _split_rows(rows: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Split rows that are dicts into one column per name."""
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise _invalid(f"row {index}: expected a dict as the rows before it, got {shorten(row)}")
+        _check_names(row, names, where=f"row {index}: ")
+    return [[row[name] for row in rows] for name in names]
 
 
 def _split_columns(value: Any, names: Sequence[str]) -> list[Any]:
@@ -255,33 +259,32 @@ def _split_columns(value: Any, names: Sequence[str]) -> list[Any]:
     return [[row[index] for row in value] for index in range(len(names))]
 
 
-def _by_name(value: Mapping[str, Any], names: Sequence[str], *, where: str = "") -> bool:
-    if set(value) != set(names):
-        missing = [name for name in names if name not in value]
-        unknown = [name for name in value if name not in names]
-        wrong = [f"{name!r} is missing" for name in missing] + [f"{shorten(name)} is unknown" for name in unknown]
-        raise _invalid(f"{where}expected {list(names)}, got {shorten(list(value))}: {', '.join(wrong)}")
-    return True
+def _check_names(value: Iterable[str], names: Sequence[str], *, where: str = "") -> None:
+    if set(value) == set(names):
+        return
+    missing = [name for name in names if name not in value]
+    unknown = [name for name in value if name not in names]
+    wrong = [f"{name!r} is missing" for name in missing] + [f"{shorten(name)} is unknown" for name in unknown]
+    raise _invalid(f"{where}expected {list(names)}, got {shorten(list(value))}: {', '.join(wrong)}")
 
 
 def _fit(value: Any, spec: TensorSpec) -> Tensor:
     """Make the tensor that a spec asks for of one value."""
-    if type(value).__name__ == "ndarray" and hasattr(value, "dtype"):
-        tensor = Tensor.from_numpy(spec.name, value)
-    elif _is_frame(value):
-        tensor = Tensor.from_numpy(spec.name, _as_array(value))
-    elif hasattr(value, "isna") and hasattr(value, "dtype"):
-        tensor = _column(value, spec.name)
-    elif _is_array(value) and value.shape:
-        tensor = Tensor.from_numpy(spec.name, _as_array(value))
-    elif isinstance(value, list | tuple) and not any(_is_array(row) for row in value):
-        # Straight into the datatype that is asked for: integers and floats may be mixed, and an empty list says nothing of its own.
-        tensor = Tensor.from_list(spec.name, _pad_empty(value, spec), datatype=spec.datatype)
+    name = spec.name
+    if hasattr(value, "isna") and not _is_frame(value):
+        tensor = _column(value, name)
+    elif hasattr(value, "dtype") or _is_frame(value) or _is_array(value):
+        tensor = Tensor.from_numpy(name, _as_array(value))
+    elif not isinstance(value, list | tuple) or any(map(_is_array, value)):
+        tensor = _from_plain(name, value)
+    elif not value and -1 not in spec.shape[1:]:
+        tensor = Tensor(name, spec.datatype, (0, *spec.shape[1:]), [])
     else:
-        tensor = _from_plain(spec.name, value)
-    shape = tensor.shape
-    if len(shape) != len(spec.shape) or any(want not in (-1, got) for want, got in zip(spec.shape, shape, strict=True)):
-        raise _invalid(f"input {spec.name!r}: expected shape {list(spec.shape)}, got {list(shape)}")
+        # Straight into the datatype that is asked for: integers and floats may be mixed.
+        tensor = Tensor.from_list(name, value, datatype=spec.datatype)
+    if not fits(tensor.shape, spec.shape):
+        hint = _shape_hint(tensor.shape, spec.shape)
+        raise _invalid(f"input {name!r}: expected shape {list(spec.shape)}, got {list(tensor.shape)}{hint}")
     if tensor.datatype != spec.datatype:
         tensor = _cast(tensor, spec)
     if spec.parameters:
@@ -289,60 +292,39 @@ def _fit(value: Any, spec: TensorSpec) -> Tensor:
     return tensor
 
 
-def _pad_empty(value: Sequence[Any], spec: TensorSpec) -> Sequence[Any]:
-    return value
+def _shape_hint(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    return "; send one row as a list of one row" if fits((1, *shape), wanted) else ""
 
 
 def _cast(tensor: Tensor, spec: TensorSpec) -> Tensor:
     """Cast where nothing is lost but the precision of floats."""
     wrong = f"input {spec.name!r}: expected {spec.datatype}, got {tensor.datatype}"
-    numeric = tensor.datatype != "BYTES" and spec.datatype not in {"BYTES", "BOOL"}
-    if not numeric or (tensor.datatype == "BOOL" and spec.datatype not in INTEGERS):
+    if {tensor.datatype, spec.datatype} & {"BYTES", "BOOL"}:
         raise _invalid(wrong)
     if not hasattr(tensor.data, "dtype"):
-        flat = [int(value) if isinstance(value, bool) else value for value in tensor.flat()]
-        return Tensor(spec.name, spec.datatype, tensor.shape, flat)
+        return Tensor(spec.name, spec.datatype, tensor.shape, tensor.flat())
     import numpy as np
 
-    values = tensor.numpy()
-    if spec.datatype == "BF16":
-        return Tensor.from_numpy(spec.name, values.astype("f4"), datatype="BF16")
-    target = np.dtype({"FP16": "f2", "FP32": "f4", "FP64": "f8"}.get(spec.datatype, spec.datatype.lower()))
+    source = tensor.numpy()
     with np.errstate(all="ignore"):
-        cast = values.astype(target)
-    if spec.datatype in _FLOATS:
-        lost = np.isinf(cast) & ~np.isinf(values)
-    else:
-        lost = (
-            cast != values
-            if values.dtype.kind != "f"
-            else (cast.astype(values.dtype) != values) | ~_within(values, spec.datatype)
+        if spec.datatype == "BF16":
+            return Tensor.from_numpy(spec.name, source.astype("f4"), datatype="BF16")
+        cast = source.astype(_NUMPY_TYPES[spec.datatype])
+    if spec.datatype in INTEGERS:
+        low, high = INTEGERS[spec.datatype]
+        # As floats, since high + 1 is a power of two and exact where high is not; Python's integers compare exactly with numpy's.
+        inside = (
+            (source >= low) & (source <= high)
+            if source.dtype.kind in "iu"
+            else (source >= float(low)) & (source < float(high + 1))
         )
-        if values.dtype.kind in "iu":
-            low, high = INTEGERS[spec.datatype]
-            lost = _outside(values, low, high)
+        lost = ~inside | (cast.astype(source.dtype) != source)
+    else:
+        lost = np.isinf(cast) & ~np.isinf(source)
     if lost.any():
-        index = int(np.flatnonzero(lost.reshape(-1))[0])
-        raise _invalid(f"{wrong}: {values.reshape(-1)[index]} at index {index} would change")
+        index = int(np.flatnonzero(lost)[0])
+        raise _invalid(f"{wrong}: {source.reshape(-1)[index]} at index {index} would change")
     return Tensor.from_numpy(spec.name, cast)
-
-
-def _within(values: Any, datatype: str) -> Any:
-    low, high = INTEGERS[datatype]
-    # high + 1 is a power of two, so a float holds it exactly where it does not hold high.
-    return (values >= float(low)) & (values < float(high + 1))
-
-
-def _outside(values: Any, low: int, high: int) -> Any:
-    import numpy as np
-
-    bounds = np.iinfo(values.dtype)
-    outside = np.zeros(values.shape, dtype=bool)
-    if low > bounds.min:
-        outside |= values < low
-    if high < bounds.max:
-        outside |= values > high
-    return outside
 
 
 def _is_frame(value: Any) -> bool:
