@@ -18,9 +18,12 @@ nitpick_ignore_regex = [("py:.*", r"(?!polyserve).*"), ("py:class", r"polyserve\
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
+# Docstrings say `name` for code, as everybody reads it.
+default_role = "literal"
+python_maximum_signature_line_length = 100
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
