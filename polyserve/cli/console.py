@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of a table. Where it is too narrow, `fold` breaks its lines; otherwise they are cut."""
+    """A column of a table. Where the terminal is too narrow, those that `fold` break their lines; nothing is cut off."""
 
     title: str
     right: bool = False
@@ -174,7 +174,9 @@ class _ShownStep(Step):
         super().__init__(title)
         self._console = console
         self._began = time.perf_counter()
-        self._status = console.status(f"[dim]{_escape(title)}[/dim]", spinner="dots", spinner_style="cyan")
+        # One line at most: the place of the spinner and its space are taken off.
+        shown = title if len(title) < console.width - 3 else f"{title[: console.width - 4]}…"
+        self._status = console.status(_text(Cell(shown, "dim")), spinner="dots", spinner_style="cyan")
         self._status.start()
         self._turning = True
 
@@ -183,7 +185,7 @@ class _ShownStep(Step):
             return
         self.drop()
         took = time.perf_counter() - self._began if seconds is None else seconds
-        text = _text(Cell("✓ ", "green"), note or self.title, Cell(f"  {duration(took)}", "dim"))
+        text = _text(Cell("✓ ", "green"), Cell(f"{duration(took):>8}  ", "dim"), note or self.title)
         self._console.print(text, overflow="ellipsis", no_wrap=True)
 
     def drop(self) -> None:
@@ -203,12 +205,6 @@ def _plain(cell: str | Cell) -> str:
     return text.replace("\n", " ")
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _text(*cells: str | Cell) -> Any:
     from rich.text import Text
 
@@ -222,12 +218,13 @@ def _rich_table(heads: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-    for head in heads:
+    for place, head in enumerate(heads):
         table.add_column(
             head.title,
             justify="right" if head.right else "left",
             no_wrap=not head.fold,
-            overflow="fold" if head.fold else "ellipsis",
+            overflow="fold",
+            min_width=None if head.fold else max(len(head.title), *(len(_plain(row[place])) for row in rows)),
         )
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
@@ -257,9 +254,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (0 if hours else rest, "s")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
 def milliseconds(amount: float) -> str:
@@ -282,6 +281,17 @@ def age(at: float, now: float | None = None) -> str:
     return "just now" if gone < 10 else f"{int(gone)} seconds ago"
 
 
+def short_age(at: float, now: float | None = None) -> str:
+    """Return how long ago a Unix time was, for a column: `3 min`; `-` for zero."""
+    if not at:
+        return "-"
+    gone = max(0.0, (time.time() if now is None else now) - at)
+    for unit, word in _AGES:
+        if gone >= unit:
+            return f"{int(gone // unit)} {word[:3] if unit == 60 else word[0]}"
+    return f"{int(gone)} s"
+
+
 def clock(at: float) -> str:
     """Return a Unix time as local date and time, to the second."""
     return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else "-"
@@ -295,6 +305,11 @@ def stamp(at: float) -> str | None:
 def shares(weights: Mapping[int, int]) -> str:
     """Return traffic weights for people: `100 % to 3`, `90 % to 1, 10 % to 2`."""
     return ", ".join(f"{percent} % to {number}" for number, percent in sorted(weights.items()) if percent) or "none"
+
+
+def compact(weights: Mapping[int, int]) -> str:
+    """Return traffic weights for a column, as `polyserve traffic` takes them: `1=90 2=10`."""
+    return " ".join(f"{number}={percent}" for number, percent in sorted(weights.items()) if percent) or "-"
 
 
 def dump(value: object, *, indent: int | None = None) -> str:

@@ -192,7 +192,9 @@ def _reachable(status: DeploymentStatus, check: str) -> Finding:
 
 
 def _show(out: Console, found: list[Finding], settings: Settings | None, problems: int) -> None:
-    out.table(["", "check", Column("what was seen", fold=True)], [_row(finding) for finding in found])
+    out.table(
+        ["", Column("check", fold=True), Column("what was seen", fold=True)], [_row(finding) for finding in found]
+    )
     if settings is not None:
         out.line()
         rows = [
@@ -200,8 +202,8 @@ def _show(out: Console, found: list[Finding], settings: Settings | None, problem
             for key, source in sorted(settings.sources.items())
         ]
         out.table(["setting", Column("from", fold=True)], [row for row in rows if row[1].text != "default"])
-        defaults = [key for key, cell in rows if cell.text == "default"]
-        out.line(Cell(f"by default: {', '.join(defaults)}", "dim"))
+        defaults = sum(1 for _, cell in rows if cell.text == "default")
+        out.line(Cell(f"{defaults} settings have their default; --json names them", "dim"))
     out.line()
     for finding in found:
         if finding.way_out:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from polyserve.cli import options
-from polyserve.cli.console import Cell, Column, Console, clock, shares, stamp
+from polyserve.cli.console import Cell, Column, Console, clock, compact, stamp
 
 
 @click.command("history", short_help="Show what was deployed when.")
@@ -25,13 +25,13 @@ def command(*, name: str, provider: str | None, profile: str | None, as_json: bo
         out.json([asdict(entry) | {"at": stamp(entry.at), "revision": entry.revision or None} for entry in entries])
         return
     out.table(
-        ["when", "what", Column("revision", right=True), "traffic after", Column("note", fold=True)],
+        ["when", "what", Column("revision", right=True), Column("traffic", fold=True), Column("note", fold=True)],
         [
             (
                 Cell(clock(entry.at), "dim"),
                 Cell(entry.action, "red" if "failed" in entry.action else ""),
                 str(entry.revision or "-"),
-                shares(entry.weights),
+                compact(entry.weights),
                 entry.note,
             )
             for entry in entries

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from polyserve.cli import options
-from polyserve.cli.console import Cell, Column, Console, age, shares
+from polyserve.cli.console import Cell, Column, Console, compact, short_age
 
 if TYPE_CHECKING:
     from polyserve.deployment import DeploymentStatus
@@ -33,7 +33,15 @@ def command(*, provider: str | None, profile: str | None, as_json: bool) -> None
         out.next("polyserve demo", "polyserve deploy MODEL")
         return
     out.table(
-        ["name", "on", "phase", "traffic", Column("running", right=True), "changed", "url"], [_row(s) for s in found]
+        [
+            Column("name", fold=True),
+            "phase",
+            Column("traffic", fold=True),
+            Column("running", right=True),
+            Column("changed", right=True),
+            Column("url", fold=True),
+        ],
+        [_row(s) for s in found],
     )
 
 
@@ -53,10 +61,9 @@ def _row(status: DeploymentStatus) -> tuple[str | Cell, ...]:
     record, count = status.record, running(status)
     return (
         Cell(record.name, "bold"),
-        record.provider,
         phase(status),
-        shares(record.weights),
+        compact(record.weights),
         "-" if count is None else str(count),
-        Cell(age(record.updated_at), "dim"),
+        Cell(short_age(record.updated_at), "dim"),
         status.url or "-",
     )

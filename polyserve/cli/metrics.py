@@ -53,7 +53,7 @@ def command(*, name: str, since: datetime | None, provider: str | None, profile:
     out.line()
     out.table([Column(title, right=True) for title in titles], rows)
     for code, count in found.total.errors_by_code.items():
-        out.line(Cell(f"{count} {code or 'without code'}", "red"))
+        out.line(Cell(f"{count} x {code or 'without code'}", "red"))
 
 
 def _row(label: str, each: RevisionMetrics) -> tuple[str | Cell, ...]:

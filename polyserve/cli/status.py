@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from polyserve.cli import options
-from polyserve.cli.console import Cell, Column, Console, age, duration, shares
+from polyserve.cli.console import Cell, Column, Console, age, shares, short_age
 from polyserve.cli.list import PHASES, phase, running
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def command(*, name: str, provider: str | None, profile: str | None, as_json: bo
             Column("running", right=True),
             "package",
             Column("memory", right=True),
-            Column("timeout", right=True),
-            "made",
+            Column("age", right=True),
         ],
         [_row(status, revision) for revision in record.revisions],
     )
@@ -82,6 +81,5 @@ def _row(status: DeploymentStatus, revision: Revision) -> tuple[str | Cell, ...]
         "-" if native is None or native.instances is None else str(native.instances),
         Cell(revision.package_digest[:12], "dim"),
         f"{revision.memory_mb} MB",
-        duration(revision.timeout_s),
-        Cell(age(revision.created_at), "dim"),
+        Cell(short_age(revision.created_at), "dim"),
     )

@@ -11,7 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyserve.cli.console import Cell, Column, Console, age, clock, dump, duration, milliseconds, shares, size, stamp
+from polyserve.cli.console import (
+    Cell,
+    Column,
+    Console,
+    age,
+    clock,
+    dump,
+    duration,
+    milliseconds,
+    shares,
+    short_age,
+    size,
+    stamp,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +38,17 @@ def test_sizes_are_in_powers_of_a_thousand(count, expected):
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(0.00042, "0.42 ms"), (0.0123, "12 ms"), (1.26, "1.3 s"), (125, "2 min 5 s"), (3_660, "1 h 1 min"), (None, "-")],
+    [
+        (0.00042, "0.42 ms"),
+        (0.0123, "12 ms"),
+        (1.26, "1.3 s"),
+        (125, "2 min 5 s"),
+        (3_660, "1 h 1 min"),
+        (3_600, "1 h"),
+        (120, "2 min"),
+        (30, "30 s"),
+        (None, "-"),
+    ],
 )
 def test_durations_keep_the_unit_that_people_think_in(seconds, expected):
     assert duration(seconds) == expected
@@ -37,6 +60,11 @@ def test_durations_keep_the_unit_that_people_think_in(seconds, expected):
 )
 def test_ages_are_in_their_largest_unit(gone, expected):
     assert age(1_000_000.0, now=1_000_000.0 + gone) == expected
+
+
+@pytest.mark.parametrize(("gone", "expected"), [(42, "42 s"), (60, "1 min"), (7_300, "2 h"), (200_000, "2 d")])
+def test_ages_in_a_column_are_short(gone, expected):
+    assert short_age(1_000_000.0, now=1_000_000.0 + gone) == expected
 
 
 def test_a_time_that_never_was_has_no_age_and_no_stamp():
