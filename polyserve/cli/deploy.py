@@ -10,6 +10,7 @@ import click
 
 from polyserve.cli import options
 from polyserve.cli.console import Cell, Console, Step, duration, shares, size
+from polyserve.cli.list import described
 from polyserve.cli.package import build
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def command(
         if as_json:
             facts = {"revision": revision.number, "changed": bool(kinds), "package_digest": revision.package_digest}
             took = {"bundle_bytes": revision.artifact.size, "deploy_seconds": round(seconds, 3)}
-            out.json({**status.to_dict(), **facts, **took})
+            out.json({**described(status), **facts, **took})
             return
         _show(out, deployment, revision, changed=bool(kinds), seconds=seconds, url=status.url)
 

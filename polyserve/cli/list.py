@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from polyserve.cli import options
-from polyserve.cli.console import Cell, Column, Console, compact, short_age
+from polyserve.cli.console import Cell, Column, Console, compact, short_age, stamp
 
 if TYPE_CHECKING:
     from polyserve.deployment import DeploymentStatus
@@ -26,7 +26,7 @@ def command(*, provider: str | None, profile: str | None, as_json: bool) -> None
     out = Console(as_json=as_json)
     found = api.list_deployments(provider=provider, profile=profile)
     if as_json:
-        out.json([status.to_dict() for status in found])
+        out.json([described(status) for status in found])
         return
     if not found:
         out.line("no deployments yet")
@@ -43,6 +43,13 @@ def command(*, provider: str | None, profile: str | None, as_json: bool) -> None
         ],
         [_row(s) for s in found],
     )
+
+
+def described(status: DeploymentStatus) -> dict[str, Any]:
+    """Return a status as JSON-able values, with times as all commands write them."""
+    shown = status.to_dict()
+    revisions = [each | {"created_at": stamp(each["created_at"])} for each in shown["revisions"]]
+    return shown | {"revisions": revisions, "updated_at": stamp(shown["updated_at"])}
 
 
 def running(status: DeploymentStatus) -> int | None:

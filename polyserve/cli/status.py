@@ -8,7 +8,7 @@ import click
 
 from polyserve.cli import options
 from polyserve.cli.console import Cell, Column, Console, age, shares, short_age
-from polyserve.cli.list import PHASES, phase, running
+from polyserve.cli.list import PHASES, described, phase, running
 
 if TYPE_CHECKING:
     from polyserve.deployment import DeploymentStatus
@@ -29,7 +29,7 @@ def command(*, name: str, provider: str | None, profile: str | None, as_json: bo
     with api.connect(name, provider=provider, profile=profile) as deployment:
         status = deployment.status()
     if as_json:
-        out.json(status.to_dict())
+        out.json(described(status))
         return
     record, count = status.record, running(status)
     most = "the platform's limit" if record.scaling.max_instances is None else str(record.scaling.max_instances)

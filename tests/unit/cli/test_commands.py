@@ -233,7 +233,12 @@ def test_status_shows_every_revision_and_why_one_failed(run, deployment):
     assert "instances  0 to the platform's limit, 3 running" in shown
     assert "1  verified     90 %  ready" in shown
     assert "revision 3 failed: the golden answer differs" in shown
-    assert json.loads(run("status", "iris", "--json").stdout)["revisions"][2]["state"] == "failed"
+    as_json = json.loads(run("status", "iris", "--json").stdout)
+    assert as_json["revisions"][2]["state"] == "failed"
+    assert (as_json["revisions"][0]["created_at"], as_json["updated_at"]) == (
+        "2026-11-21T12:00:00Z",
+        "2026-11-21T12:01:00Z",
+    )
 
 
 def test_status_says_where_the_platform_does_not_follow_the_record(run, deployment, monkeypatch):
