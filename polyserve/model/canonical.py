@@ -1,6 +1,7 @@
 """Pickles that are the same bytes for the same object, whichever process writes them.
 
-An ordinary pickle depends on which equal strings happen to be one object, and on the order of sets, which follows the process's hash seed.
+An ordinary pickle depends on which equal strings happen to be one object, on the order of sets, which follows the process's hash
+seed, and on what memory held where records have gaps.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]  # untyped in the standard
     def save_frozenset(self, items: frozenset[object]) -> None:
         self.save_reduce(frozenset, (_in_order(items),), obj=items)
 
+    def save_picklebuffer(self, buffer: pickle.PickleBuffer) -> None:
+        # Always as a bytearray of its own: whether an array was read-only is an accident, and all empty bytes are one object.
+        with buffer.raw() as raw:
+            self.save_bytearray(bytearray(raw))
+
     def save_global(self, obj: object, name: str | None = None) -> None:
         module = pickle.whichmodule(obj, name or obj.__qualname__)  # type: ignore[attr-defined]
         self.modules.add(module)
@@ -69,6 +75,8 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]  # untyped in the standard
         self.memoize(obj)
 
     def reducer_override(self, obj: object) -> Any:
+        if type(obj).__name__ == "ndarray" and getattr(getattr(obj, "dtype", None), "names", None):
+            return _without_padding(obj).__reduce_ex__(PROTOCOL)
         state = getattr(obj, "__dict__", None)
         if isinstance(obj, type) or not isinstance(state, dict) or _VOLATILE.isdisjoint(state):
             return NotImplemented
@@ -80,6 +88,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]  # untyped in the standard
     dispatch[str] = save_str
     dispatch[set] = save_set
     dispatch[frozenset] = save_frozenset
+    dispatch[pickle.PickleBuffer] = save_picklebuffer
     dispatch[types.FunctionType] = save_global
 
 
@@ -121,6 +130,23 @@ def _dumps(obj: object, renamed: Mapping[str, str]) -> tuple[bytes, frozenset[st
     pickler = _Pickler(buffer, renamed)
     pickler.dump(obj)
     return buffer.getvalue(), frozenset(pickler.modules)
+
+
+def _without_padding(records: Any) -> Any:
+    """Return a copy of an array of records whose gaps between fields are zero; the nodes of a tree have gaps of whatever memory held."""
+    import numpy as np
+
+    # Not zeros_like, which sets fields and leaves the gaps alone.
+    clean = np.zeros(records.shape, records.dtype, order="F" if records.flags.fnc else "C")
+    pending = [(records, clean)]
+    while pending:
+        source, target = pending.pop()
+        for name in source.dtype.names:
+            if source.dtype[name].names:
+                pending.append((source[name], target[name]))
+            else:
+                target[name] = source[name]
+    return clean
 
 
 def _in_order(items: set[object] | frozenset[object]) -> list[object]:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from polyserve.errors import PackageError
 from polyserve.runtime.manifest import Manifest, Tolerance
 from polyserve.runtime.messages import Request, RequestError, Response
-from polyserve.runtime.protocol import HEADER_LENGTH, parse_response
+from polyserve.runtime.protocol import BINARY_TYPE, HEADER_LENGTH, JSON_TYPE, parse_response
 from polyserve.runtime.tensors import Tensor
 
 LIMIT_BYTES = 1 << 20
@@ -190,5 +191,5 @@ def _read(root: Path, sample: Mapping[str, str | int], role: str) -> tuple[bytes
     body = (root / str(sample[role])).read_bytes()
     json_bytes = sample.get(f"{role}_json_bytes")
     if json_bytes is None:
-        return body, {"content-type": "application/json"}
-    return body, {"content-type": "application/octet-stream", HEADER_LENGTH: str(json_bytes)}
+        return body, {"content-type": JSON_TYPE}
+    return body, {"content-type": BINARY_TYPE, HEADER_LENGTH: str(json_bytes)}
