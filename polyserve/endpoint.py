@@ -234,10 +234,8 @@ class Endpoint:
 
     def _patiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
         """Try again with growing pauses; the first attempt only replays the failure there already was."""
-        import stamina
-
         first: PolyserveError | None = failure
-        for attempt in stamina.retry_context(on=_pauses(deadline), attempts=_ATTEMPTS, timeout=None):
+        for attempt in _attempts(deadline):
             with attempt:
                 if first is not None:
                     replayed, first = first, None
@@ -246,10 +244,8 @@ class Endpoint:
         raise AssertionError("a retry context ends by returning or raising")
 
     async def _apatiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
-        import stamina
-
         first: PolyserveError | None = failure
-        async for attempt in stamina.retry_context(on=_pauses(deadline), attempts=_ATTEMPTS, timeout=None):
+        async for attempt in _attempts(deadline):
             with attempt:
                 if first is not None:
                     replayed, first = first, None
@@ -395,7 +391,7 @@ class Endpoint:
             return self._error(ErrorCode.INVALID_ARGUMENT, f"the request cannot be sent: {error}", request.request_id)
         # Another gateway, another port, other keys: whoever knows is asked before the next attempt.
         self._drop(address)
-        return self._error(ErrorCode.UNAVAILABLE, getattr(error, "strerror", None) or str(error), request.request_id)
+        return self._error(ErrorCode.UNAVAILABLE, str(error) or type(error).__name__, request.request_id)
 
     def _error(
         self, code: ErrorCode, reason: str, request_id: str, retry_after: timedelta | None = None
@@ -553,6 +549,19 @@ def _positive(concurrency: int) -> int:
     if concurrency < 1:
         raise InvalidArgumentError(f"concurrency must be at least 1, got {concurrency!r}", operation="invoke")
     return concurrency
+
+
+def _attempts(deadline: float) -> Any:
+    """Return stamina's attempts, synchronous and asynchronous alike, with our pauses between them."""
+    import logging
+
+    import stamina
+
+    logger = logging.getLogger("stamina")
+    if not logger.handlers:
+        # A retry that succeeds is nobody's business unless logging is set up: Python would print it on standard error.
+        logger.addHandler(logging.NullHandler())
+    return stamina.retry_context(on=_pauses(deadline), attempts=_ATTEMPTS, timeout=None)
 
 
 def _pauses(deadline: float) -> Any:

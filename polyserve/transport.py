@@ -109,10 +109,9 @@ class _Closed(ConnectionResetError):
 class _Connection:
     """One connection: one call at a time, over and over."""
 
-    __slots__ = ("_idle_since", "_poll", "_socket", "keep", "used")
+    __slots__ = ("_idle_since", "_poll", "_socket", "keep")
 
     def __init__(self, origin: Origin, timeout: float) -> None:
-        self.used = False
         self.keep = True
         self._idle_since = 0.0
         raw = socket.create_connection((origin.host, origin.port), timeout=timeout)
@@ -137,7 +136,6 @@ class _Connection:
 
     def rest(self) -> None:
         """Note that it is idle from now on."""
-        self.used = True
         self._idle_since = time.monotonic()
 
     def usable(self) -> bool:
@@ -312,29 +310,13 @@ class Connections:
             idle = self._idle.setdefault(origin, deque(maxlen=KEPT))
         head = format_head(call, host, target)
         connection = _take(idle)
-        while True:
-            if connection is None:
-                connection = _connect(origin, deadline)
+        if connection is not None:
             try:
-                reply = connection.exchange(head, call.body, deadline)
+                return _exchange(connection, idle, head, call.body, deadline)
             except _Closed:
-                connection.close()
-                if not connection.used:
-                    raise
-                # The server closed a connection it had kept: nothing was answered, and a prediction may be asked for twice.
-                connection = None
-                continue
-            except BaseException as error:
-                connection.close()
-                if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-                    raise ConnectionError(f"the connection to {origin.host}:{origin.port} broke: {error}") from error
-                raise
-            if connection.keep:
-                connection.rest()
-                idle.append(connection)
-            else:
-                connection.close()
-            return reply
+                # The server closed a connection that it had kept. Nothing was answered, and a prediction may be asked for twice.
+                pass
+        return _exchange(_connect(origin, deadline), idle, head, call.body, deadline)
 
     def _client(self, origin: Origin) -> httpx.Client | None:
         """Return the client that goes through a proxy, where there is one."""
@@ -376,10 +358,34 @@ def _take(idle: deque[_Connection]) -> _Connection | None:
         connection.close()
 
 
+def _exchange(
+    connection: _Connection, idle: deque[_Connection], head: bytes, body: bytes | memoryview, deadline: float
+) -> HttpReply:
+    """Use a connection once; keep it for the next call if it is still good."""
+    try:
+        reply = connection.exchange(head, body, deadline)
+    except (ConnectionError, TimeoutError):
+        connection.close()
+        raise
+    except OSError as error:
+        connection.close()
+        raise ConnectionError(f"the connection broke: {error}") from error
+    except BaseException:
+        # Ctrl-C in the middle of an answer: whoever used it next would read the rest of this one.
+        connection.close()
+        raise
+    if connection.keep:
+        connection.rest()
+        idle.append(connection)
+    else:
+        connection.close()
+    return reply
+
+
 def _connect(origin: Origin, deadline: float) -> _Connection:
     try:
         return _Connection(origin, _left(deadline))
-    except (TimeoutError, ConnectionError, ssl.SSLCertVerificationError):
+    except (TimeoutError, ssl.SSLCertVerificationError):
         raise
     except OSError as error:
         raise ConnectionError(f"cannot connect to {origin.host}:{origin.port}: {error.strerror or error}") from error

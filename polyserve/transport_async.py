@@ -7,6 +7,7 @@ it. The promise is that of `polyserve.transport`: the same arguments, answers an
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from collections.abc import AsyncGenerator
@@ -22,6 +23,8 @@ __all__ = ["LoopConnections"]
 _LIMIT = 1024
 """Connections of one loop; more calls than that wait their turn."""
 _URLS = 512
+_WHOLE_BYTES = 256 << 10
+"""Bodies up to this size are written at once; larger ones in pieces, so that the loop comes round in between."""
 
 # Sessions that a fork brought into this process. Destroying them would reach into the parent's event loop through its shared descriptor.
 _INHERITED: list[object] = []
@@ -55,14 +58,17 @@ class LoopConnections:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the deadline passed")
-        body = call.body
+        data: bytes | AsyncGenerator[memoryview]
+        if len(call.body) <= _WHOLE_BYTES:
+            data, headers = bytes(call.body), call.headers
+        else:
+            data, headers = _pieces(call.body), {**call.headers, "content-length": str(len(call.body))}
         try:
             async with self._session.request(
                 call.method,
                 url,
-                # An empty body must still have its length told, and a memoryview would be copied piece by piece.
-                data=body if isinstance(body, bytes) else bytes(body),
-                headers=call.headers,
+                data=data,
+                headers=headers,
                 allow_redirects=False,
                 proxy=proxy,
                 ssl=verify,
@@ -75,8 +81,8 @@ class LoopConnections:
             raise
         except aiohttp.ClientError as error:
             raise ConnectionError(_told(error)) from error
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return HttpReply(status=response.status, headers=headers, body=payload)
+        answered = {name.lower(): value for name, value in response.headers.items()}
+        return HttpReply(status=response.status, headers=answered, body=payload)
 
     def _route(self, text: str) -> tuple[URL, str | None, ssl.SSLContext | bool]:
         if len(self._urls) >= _URLS:
@@ -131,13 +137,22 @@ class LoopConnections:
 _closing: set[asyncio.Task[None]] = set()
 
 
+async def _pieces(body: bytes | memoryview) -> AsyncGenerator[memoryview]:
+    view = memoryview(body).cast("B")
+    for at in range(0, len(view), _WHOLE_BYTES):
+        yield view[at : at + _WHOLE_BYTES]
+
+
 def _told(error: aiohttp.ClientError) -> str:
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the server closed the connection without an answer"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the answer was cut off"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect to {error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+        cause = error.os_error
+        # asyncio puts the address where the reason should be.
+        reason = os.strerror(cause.errno) if isinstance(cause, ConnectionError) and cause.errno else cause.strerror
+        return f"cannot connect to {error.host}:{error.port}: {reason or cause}"
     return str(error) or type(error).__name__
 
 
