@@ -3,8 +3,9 @@
     class TestDeployments(DeploymentContract): ...
     class TestFaults(FaultContract): ...
 
-Both take a `harness` fixture (`polyserve.testing.harness.Harness`). Every test brings a deployment up from a real package, and ends with an
-inventory of nothing. Override no test: what a provider cannot do it must declare, and then the test asserts that it refuses.
+Both take a `harness` fixture (`polyserve.testing.harness.Harness`). Every test brings a deployment up from
+a real package, and ends with an inventory of nothing. Override no test: what a provider cannot do it must
+declare, and then the test asserts that it refuses.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from polyserve.testing.harness import Harness
 
 from polyserve.bucket import Bucket
 from polyserve.deployment import Deployment, destroy
@@ -39,6 +39,7 @@ from polyserve.planner import Plan
 from polyserve.records import leased, load
 from polyserve.rollout import Target, desire, roll_out
 from polyserve.testing.faults import Faults
+from polyserve.testing.harness import Harness
 from polyserve.testing.packages import ANSWERS_WRONG, BREAKS_IMPORT, times
 
 NAME = "contract"

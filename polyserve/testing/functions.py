@@ -1,0 +1,377 @@
+"""The contract of functions and of calling them.
+
+    class TestFunctions(FunctionsContract): ...
+    class TestInvoker(InvokerContract): ...
+
+Both take a `harness` fixture (`polyserve.testing.harness.Harness`) and run real bundles: revision `n` of
+the sample function multiplies by `n`. Drivers are asked directly, below the portable core, so that what
+they raise is seen raw and sorted by `classify`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from polyserve.driver import (
+    Capability,
+    ErrorCode,
+    FunctionPlatform,
+    FunctionSpec,
+    FunctionStatus,
+    Phase,
+    Provider,
+    Request,
+    Response,
+    RevisionStatus,
+    Scaling,
+)
+from polyserve.endpoint import Endpoint
+from polyserve.errors import PolyserveError
+from polyserve.planner import LABEL
+from polyserve.rollout import wait_ready
+from polyserve.runtime.signature import Signature, TensorSpec
+from polyserve.testing.harness import Harness
+from polyserve.testing.packages import BREAKS_IMPORT
+
+NAME = "contract-fn"
+MODEL = "contract-times"
+_SPEC = TensorSpec(name="input", datatype="FP64", shape=(-1, 2))
+SIGNATURE = Signature(input_kind="list", output_kind="list", inputs=(_SPEC,), outputs=(replace(_SPEC, name="output"),))
+
+
+class Functions:
+    """The function platform of a harness with one function under test."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.provider: Provider = harness.provider()
+        self.platform: FunctionPlatform = self.provider.functions
+
+    def spec(self, revision: int) -> FunctionSpec:
+        """Return the spec of a revision, with its bundle in a bucket."""
+        return self.harness.function_spec(NAME, revision)
+
+    def applied(self, *revisions: int) -> FunctionStatus:
+        """Make revisions, wait until they are ready, and return the function's status."""
+        for revision in revisions:
+            self.platform.apply(self.spec(revision))
+            self.wait(revision)
+        return self.platform.describe(NAME)
+
+    def wait(self, revision: int) -> RevisionStatus:
+        """Wait until a revision is ready."""
+        return wait_ready(self.provider, NAME, revision, renew=lambda: None, within=timedelta(seconds=60))
+
+    def code(self, call: Callable[[], object]) -> ErrorCode | None:
+        """Return what `classify` makes of the error that a call raises; `None` where it raises none."""
+        try:
+            call()
+        except Exception as error:
+            return self.provider.classify(error)
+        return None
+
+    def endpoint(self, revision: int | None = None) -> Endpoint:
+        """Return an endpoint of the function, or of one revision of it."""
+        patience = timedelta(seconds=60)
+        return Endpoint(self.provider, NAME, model=MODEL, signature=SIGNATURE, revision=revision, timeout=patience)
+
+    def send(self, path: str, *, method: str = "GET", body: bytes = b"", **headers: str) -> Response:
+        """Send one request and return the answer whatever its status."""
+        with self.endpoint() as endpoint:
+            address = self.provider.invoker.resolve(NAME)
+            request = Request(method=method, path=path, headers=headers, body=body, request_id="contract")
+            call = self.provider.invoker.prepare(address, request)
+            with suppress(PolyserveError):
+                # So that an instance runs and a cold start is no part of what the test looks at.
+                endpoint.send(Request(method="GET", path="/v2/health/ready"))
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            reply = client.request(call.method, call.url, headers=dict(call.headers), content=bytes(call.body))
+        return Response(status=reply.status_code, headers=dict(reply.headers), body=reply.content)
+
+    def gone(self) -> None:
+        """Delete the function, if there is one."""
+        self.code(lambda: self.platform.delete(NAME))
+
+
+class FunctionsContract:
+    """What the core relies on of a `FunctionPlatform`."""
+
+    @pytest.fixture
+    def functions(self, harness: Harness) -> Iterator[Functions]:
+        """Give the platform, and take away what a test made."""
+        given = Functions(harness)
+        yield given
+        given.gone()
+
+    def test_a_revision_is_made_without_traffic_and_can_be_called_all_the_same(self, functions: Functions) -> None:
+        status = functions.applied(1)
+
+        assert status.weights == {}
+        assert [(r.number, r.phase) for r in status.revisions] == [(1, Phase.READY)]
+        with functions.endpoint(1) as endpoint:
+            assert endpoint.invoke([[1.0, 2.0]]) == [[1.0, 2.0]]
+
+    def test_applying_the_same_revision_again_changes_nothing(self, functions: Functions) -> None:
+        before = functions.applied(1)
+
+        functions.platform.apply(functions.spec(1))
+
+        assert functions.platform.describe(NAME).revisions[0].spec_digest == before.revisions[0].spec_digest
+        assert len(functions.platform.describe(NAME).revisions) == 1
+
+    def test_another_spec_under_a_number_that_is_taken_already_exists(self, functions: Functions) -> None:
+        functions.applied(1)
+        other = replace(functions.spec(1), memory_mb=300)
+
+        assert functions.code(lambda: functions.platform.apply(other)) is ErrorCode.ALREADY_EXISTS
+
+    def test_the_spec_digest_of_a_revision_is_that_of_its_spec(self, functions: Functions) -> None:
+        assert functions.applied(1).revisions[0].spec_digest == functions.spec(1).digest()
+
+    def test_what_is_not_there_is_not_found(self, functions: Functions) -> None:
+        platform = functions.platform
+        calls: dict[str, Callable[[], object]] = {
+            "describe": lambda: platform.describe(NAME),
+            "route": lambda: platform.route(NAME, {1: 100}),
+            "scale": lambda: platform.scale(NAME, Scaling()),
+            "logs": lambda: list(platform.logs(NAME, since=None)),
+            "remove_revision": lambda: platform.remove_revision(NAME, 1),
+            "delete": lambda: platform.delete(NAME),
+            "resolve": lambda: functions.provider.invoker.resolve(NAME),
+        }
+
+        assert {name: functions.code(call) for name, call in calls.items()} == dict.fromkeys(calls, ErrorCode.NOT_FOUND)
+
+    def test_a_bundle_that_is_not_there_fails_the_revision_with_a_reason(self, functions: Functions) -> None:
+        spec = functions.spec(1)
+        missing = replace(spec, artifact=replace(spec.artifact, key="no/such/bundle.zip"))
+
+        self._fails(functions, missing)
+
+    def test_a_bundle_that_is_another_fails_the_revision_with_a_reason(self, functions: Functions) -> None:
+        spec = functions.spec(1)
+        other = replace(spec, artifact=replace(spec.artifact, sha256="0" * 64))
+
+        self._fails(functions, other)
+
+    @staticmethod
+    def _fails(functions: Functions, spec: FunctionSpec) -> None:
+        code = functions.code(lambda: functions.platform.apply(spec))
+        if code is not None:
+            assert code in {ErrorCode.NOT_FOUND, ErrorCode.FAILED_PRECONDITION, ErrorCode.INVALID_ARGUMENT}
+            return
+        with pytest.raises(PolyserveError, match="failed on"):
+            functions.wait(spec.revision)
+        status = functions.platform.describe(NAME).revision(spec.revision)
+        assert status is not None
+        assert status.reason
+
+    def test_traffic_goes_where_it_is_routed_and_routing_again_changes_nothing(self, functions: Functions) -> None:
+        functions.applied(2, 3)
+        for number in (2, 3, 3):
+            functions.platform.route(NAME, {number: 100})
+
+            assert functions.platform.describe(NAME).weights == {number: 100}
+            with functions.endpoint() as endpoint:
+                assert endpoint.invoke([[1.0, 1.0]]) == [[float(number)] * 2]
+
+    def test_a_split_is_honoured_or_refused_never_ignored(self, functions: Functions) -> None:
+        functions.applied(2, 3)
+        split = {2: 50, 3: 50}
+        if Capability.TRAFFIC_SPLIT not in functions.provider.info.capabilities:
+            assert functions.code(lambda: functions.platform.route(NAME, split)) is ErrorCode.UNSUPPORTED
+            return
+
+        functions.platform.route(NAME, split)
+
+        assert functions.platform.describe(NAME).weights == split
+        with functions.endpoint() as endpoint:
+            assert {endpoint.invoke([[1.0, 1.0]])[0][0] for _ in range(60)} == {2.0, 3.0}
+
+    def test_traffic_for_a_revision_that_is_not_there_is_refused_and_changes_nothing(
+        self, functions: Functions
+    ) -> None:
+        functions.applied(2)
+        functions.platform.route(NAME, {2: 100})
+
+        assert functions.code(lambda: functions.platform.route(NAME, {9: 100})) is ErrorCode.FAILED_PRECONDITION
+        assert functions.platform.describe(NAME).weights == {2: 100}
+
+    def test_bounds_are_honoured_or_refused_never_ignored(self, functions: Functions) -> None:
+        functions.applied(1)
+        capabilities = functions.provider.info.capabilities
+        for capability, bounds in (
+            (Capability.MAX_INSTANCES, Scaling(max_instances=2)),
+            (Capability.MIN_INSTANCES, Scaling(min_instances=1)),
+        ):
+            code = functions.code(lambda bounds=bounds: functions.platform.scale(NAME, bounds))  # type: ignore[misc]
+            if capability in capabilities:
+                assert code is None
+                assert functions.platform.describe(NAME).scaling == bounds
+            else:
+                assert code is ErrorCode.UNSUPPORTED
+
+    def test_functions_are_found_by_their_labels(self, functions: Functions) -> None:
+        functions.applied(1)
+
+        found = [status.name for status in functions.platform.list(labels={LABEL: NAME})]
+
+        assert found == [NAME]
+        assert list(functions.platform.list(labels={LABEL: "another"})) == []
+
+    def test_a_revision_without_traffic_can_be_removed_and_one_with_traffic_cannot(self, functions: Functions) -> None:
+        functions.applied(2, 3)
+        functions.platform.route(NAME, {3: 100})
+        platform = functions.platform
+
+        assert functions.code(lambda: platform.remove_revision(NAME, 3)) is ErrorCode.FAILED_PRECONDITION
+        platform.remove_revision(NAME, 2)
+
+        assert [r.number for r in platform.describe(NAME).revisions] == [3]
+        assert functions.code(lambda: platform.remove_revision(NAME, 2)) is ErrorCode.NOT_FOUND
+
+    def test_a_model_that_breaks_there_is_an_error_with_a_reason_and_not_a_wait_for_ever(
+        self, functions: Functions
+    ) -> None:
+        spec = functions.spec(1)
+        broken = replace(spec, environment={BREAKS_IMPORT: "1"})
+        functions.platform.apply(broken)
+
+        with pytest.raises(PolyserveError) as caught, functions.endpoint(1) as endpoint:
+            functions.wait(1)
+            endpoint.invoke([[1.0, 2.0]])
+
+        assert not caught.value.retryable
+        assert any("broken on purpose" in event.message for event in functions.platform.logs(NAME, since=None))
+
+    def test_logs_come_in_order_and_from_a_moment_on(self, functions: Functions) -> None:
+        functions.applied(1)
+        functions.platform.route(NAME, {1: 100})
+        with functions.endpoint() as endpoint:
+            endpoint.invoke([[1.0, 2.0]], request_id="first")
+            between = datetime.now(UTC)
+            endpoint.invoke([[1.0, 2.0]], request_id="second")
+
+        events = list(functions.platform.logs(NAME, since=None))
+        late = list(functions.platform.logs(NAME, since=between))
+
+        assert [event.at for event in events] == sorted(event.at for event in events)
+        assert [name for name in ("first", "second") if any(name in e.message for e in events)] == ["first", "second"]
+        assert not any("first" in event.message for event in late)
+        assert any("second" in event.message for event in late)
+
+    def test_permissions_are_the_providers_own_words_and_take_no_call(self, functions: Functions) -> None:
+        spec = functions.spec(1)
+
+        assert all(isinstance(each, str) and each for each in functions.platform.permissions(spec))
+        assert functions.code(lambda: functions.platform.describe(NAME)) is ErrorCode.NOT_FOUND
+
+    def test_a_deleted_function_can_be_made_anew(self, functions: Functions) -> None:
+        functions.applied(1)
+        functions.platform.delete(NAME)
+
+        assert functions.code(lambda: functions.platform.describe(NAME)) is ErrorCode.NOT_FOUND
+        assert [r.number for r in functions.applied(2).revisions] == [2]
+
+
+class InvokerContract:
+    """What callers rely on, whatever the platform: one protocol, one error body, no answer without a credential."""
+
+    @pytest.fixture
+    def functions(self, harness: Harness) -> Iterator[Functions]:
+        """Give a function whose revision 2 has all the traffic."""
+        given = Functions(harness)
+        given.applied(2)
+        given.platform.route(NAME, {2: 100})
+        yield given
+        given.gone()
+
+    def test_the_protocol_is_spoken_as_published(self, functions: Functions) -> None:
+        for path in ("/v2", "/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/ready"):
+            assert functions.send(path).status == 200, path
+        described = json.loads(functions.send(f"/v2/models/{MODEL}").body)
+        assert described["name"] == MODEL
+        assert [(i["name"], i["datatype"], i["shape"]) for i in described["inputs"]] == [("input", "FP64", [-1, 2])]
+
+    def test_an_inference_in_json_answers_in_json(self, functions: Functions) -> None:
+        tensor = {"name": "input", "datatype": "FP64", "shape": [1, 2], "data": [1.5, 2.0]}
+        body = json.dumps({"id": "mine", "inputs": [tensor]}).encode()
+
+        response = functions.send(f"/v2/models/{MODEL}/infer", method="POST", body=body)
+
+        answer = json.loads(response.body)
+        assert response.status == 200
+        assert answer["id"] == "mine"
+        assert answer["outputs"][0]["data"] == [3.0, 4.0]
+
+    def test_plain_rows_are_answered_with_plain_rows(self, functions: Functions) -> None:
+        response = functions.send("/invocations", method="POST", body=b"[[1.5, 2.0]]")
+
+        assert json.loads(response.body) == [[3.0, 4.0]]
+
+    def test_every_answer_says_who_gave_it(self, functions: Functions) -> None:
+        headers = functions.send("/invocations", method="POST", body=b"[[1, 2]]", **{"x-request-id": "abc"}).headers
+
+        assert headers["x-request-id"] == "abc"
+        assert headers["x-polyserve-revision"] == "2"
+        assert headers["x-polyserve-digest"] == functions.spec(2).package_digest
+        assert headers["x-polyserve-cold"] in {"0", "1"}
+        assert "predict" in headers["server-timing"]
+
+    def test_every_error_has_the_one_body(self, functions: Functions) -> None:
+        infer = f"/v2/models/{MODEL}/infer"
+        cases = {
+            ("POST", infer, b"{"): (400, "INVALID_ARGUMENT"),
+            ("POST", infer, b'{"inputs": []}'): (400, "INVALID_ARGUMENT"),
+            ("POST", "/invocations", b'[["a", "b"]]'): (400, "INVALID_ARGUMENT"),
+            ("GET", "/v2/models/another", b""): (404, "NOT_FOUND"),
+            ("GET", "/nowhere", b""): (404, "NOT_FOUND"),
+        }
+        for (method, path, body), (status, code) in cases.items():
+            response = functions.send(path, method=method, body=body, **{"x-request-id": "abc"})
+            answer = json.loads(response.body)
+
+            assert (response.status, answer["code"], answer["request_id"]) == (status, code, "abc"), path
+            assert set(answer) == {"error", "code", "request_id"}
+            assert "Traceback" not in answer["error"]
+
+    def test_a_body_over_the_limit_is_refused_by_both_numbers(self, functions: Functions) -> None:
+        spec = functions.spec(2)
+        functions.platform.delete(NAME)
+        functions.platform.apply(replace(spec, request_bytes=1000))
+        functions.wait(2)
+        functions.platform.route(NAME, {2: 100})
+
+        response = functions.send("/invocations", method="POST", body=b" " * 1001)
+
+        assert response.status == 413
+        assert "1001" in response.body.decode().replace(",", "")
+        assert "1000" in response.body.decode().replace(",", "")
+
+    def test_nobody_is_answered_without_a_credential(self, functions: Functions) -> None:
+        url = functions.provider.invoker.resolve(NAME).url
+
+        assert httpx.post(f"{url}/invocations", content=b"[[1, 2]]", trust_env=False).status_code in {401, 403}
+
+    def test_an_address_does_not_show_its_credential(self, functions: Functions) -> None:
+        address = functions.provider.invoker.resolve(NAME)
+        secrets = [value for value in address.headers.values() if len(value) > 8]
+
+        assert not any(secret in repr(address) for secret in secrets)
+
+    def test_many_callers_at_once_are_all_answered_each_with_his_own_answer(self, functions: Functions) -> None:
+        with functions.endpoint() as endpoint, ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda n: endpoint.invoke([[float(n), 0.0]]), range(200)))
+
+        assert answers == [[[2.0 * n, 0.0]] for n in range(200)]
+
+    def test_a_revision_that_does_not_exist_is_not_found(self, functions: Functions) -> None:
+        assert functions.code(lambda: functions.provider.invoker.resolve(NAME, revision=9)) is ErrorCode.NOT_FOUND
