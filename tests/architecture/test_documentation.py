@@ -143,6 +143,25 @@ def test_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-8000:]
 
 
+def _shape(text: str) -> list[str]:
+    """Return the words of an output with everything that differs from run to run made alike."""
+    text = re.sub(r"\b[0-9a-f]{12}\b", "DIGEST", text)
+    return re.sub(r"[\d.,]+", "#", text).split()
+
+
+@pytest.mark.slow
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    (shown,) = ["\n".join(block.lines) for block in _blocks(ROOT / "README.md") if block.language == "text"]
+    command = [sys.executable, "-m", "polyserve", "demo"]
+    try:
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    finally:
+        subprocess.run([sys.executable, "-c", CLEAN_UP], cwd=tmp_path, check=True, capture_output=True)
+
+    assert ran.returncode == 0, ran.stderr
+    assert _shape(ran.stdout) == _shape(shown)
+
+
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     command = [
         sys.executable,
