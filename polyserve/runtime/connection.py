@@ -1,7 +1,8 @@
-"""One keep-alive connection: bytes in, exchanges in order, bytes out, and the limits that keep a slow or hostile caller from hurting the others.
+"""One keep-alive connection: bytes in, exchanges in order, bytes out.
 
-It owns its socket and uses the event loop only to learn when the socket is ready: an asyncio transport would cost more per accepted connection and
-would hide the socket from the watchdog, which must answer while the loop is blocked. Knows no model and no route.
+It keeps the limits that stop a slow or hostile caller from hurting the others. It owns its socket and uses the event loop only to learn
+when the socket is ready: an asyncio transport would cost more per accepted connection, and would hide the socket from the watchdog, which
+must answer while the loop is blocked. Knows no model and no route.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ class Owner(Protocol):
     def settled(self) -> None:
         """Learn that a connection has handed over all that had arrived."""
 
+    def leaving(self) -> None:
+        """Learn that a connection has sent all it will ever send."""
+
     def closed(self, connection: Connection) -> None:
         """Forget the connection."""
 
@@ -108,9 +112,9 @@ class Connection:
 
     Args:
         sock: Non-blocking.
-        listener: Descriptor of the listening socket it came through.
         owner: The server.
         loop: Tells when the socket is ready.
+        listener: Descriptor of the listening socket it came through.
         limits: What the caller is allowed.
         request_bytes: The largest body that is accepted.
     """
@@ -141,9 +145,10 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
-        listener: int,
         owner: Owner,
         loop: asyncio.AbstractEventLoop,
+        *,
+        listener: int,
         limits: Limits,
         request_bytes: int,
     ) -> None:
@@ -238,8 +243,9 @@ class Connection:
             head = reader.head if found is None else found[0]
             if head is not None and head is not self._admitted:
                 # Asked as soon as the head is there, so that a stranger cannot make us hold a body.
-                if (error := self._owner.admit(head)) is not None:
-                    self.refuse(error)
+                refused = self._owner.admit(head)
+                if refused is not None:
+                    self.refuse(refused)
                     break
                 self._admitted = head
             if found is None:
@@ -292,12 +298,23 @@ class Connection:
 
     def flush(self) -> None:
         """Send, in order, every answer whose turn has come, with one call to the socket where they fit."""
+        if self.pending and self.pending[0].answer is not None:
+            last = self._send_answers()
+            if self.closed:
+                return
+            if last:
+                self._finish()
+                return
+            if not self._reading and self._input_open and not self._full():
+                self._read(True)
+                self._loop.call_soon(self._resume)
+        if self._continue and not self.pending:
+            # Only now: an interim answer may not overtake the answers before it.
+            self._continue = False
+            self._send(http1.CONTINUE)
+
+    def _send_answers(self) -> bool:
         pending = self.pending
-        if not pending or pending[0].answer is None:
-            if self._continue and not pending:
-                self._continue = False
-                self._send(http1.CONTINUE)
-            return
         parts: list[bytes] = []
         last = False
         while pending and (answer := pending[0].answer) is not None:
@@ -313,17 +330,7 @@ class Connection:
         else:
             for part in parts:
                 self._send(part)
-        if self.closed:
-            return
-        if last:
-            self._finish()
-            return
-        if self._continue and not pending:
-            self._continue = False
-            self._send(http1.CONTINUE)
-        if not self._reading and self._input_open and not self._full():
-            self._read(True)
-            self._loop.call_soon(self._resume)
+        return last
 
     def _resume(self) -> None:
         if not self.closed and not self.lingering:
@@ -375,6 +382,11 @@ class Connection:
             self._resume()
 
     @property
+    def done(self) -> bool:
+        """Whether it has sent all it will ever send."""
+        return self.lingering and not self._out
+
+    @property
     def unsent(self) -> int:
         """Bytes of answers that the socket has not taken yet."""
         return self._out_bytes
@@ -396,15 +408,13 @@ class Connection:
             self.close()
             return
         self._read(True)
+        self._owner.leaving()
 
     def retire(self, *, grace: float) -> None:
         """Close once nothing is under way: after the current answer, or when idle for `grace` seconds."""
         self.retiring = True
-        self._retire_if_idle(time.perf_counter(), grace)
-
-    def _retire_if_idle(self, now: float, grace: float) -> None:
         idle = not self.pending and not self._out and self._reader.stage is Stage.IDLE
-        if idle and not self.lingering and not self.closed and now - self._since >= grace:
+        if idle and not self.lingering and time.perf_counter() - self._since >= grace:
             self._input_open = False
             self._finish()
 
@@ -412,19 +422,18 @@ class Connection:
         """Act upon the limits that have passed."""
         limits = self._limits
         age = now - self._since
+        if self._out or self.lingering:
+            if age > (limits.write_seconds if self._out else limits.linger_seconds):
+                self.close()
+        elif not self.pending:
+            self._sweep_input(age)
+
+    def _sweep_input(self, age: float) -> None:
+        limits = self._limits
         stage = self._reader.stage
-        if self._out:
-            if age > limits.write_seconds:
-                self.close()
-        elif self.lingering:
-            if age > limits.linger_seconds:
-                self.close()
-        elif self.pending:
-            return
-        elif stage is Stage.IDLE:
-            if self.retiring:
-                self._retire_if_idle(now, limits.grace_seconds)
-            elif age > limits.idle_seconds:
+        if stage is Stage.IDLE:
+            if age > (limits.grace_seconds if self.retiring else limits.idle_seconds):
+                self._input_open = False
                 self._finish()
         elif stage is Stage.HEAD:
             if age > limits.head_seconds:

@@ -27,9 +27,9 @@ RESERVE_BYTES = 1024 * 1024
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_REQUEST_LINE = re.compile(rf"({_TOKEN}{{1,32}}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_FIELD = re.compile(rf"({_TOKEN}+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE = re.compile(rf"({_NAME}{{1,32}}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_FIELD = re.compile(rf"({_NAME}+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 # A second one of these makes the message mean different things to different readers.
@@ -334,28 +334,29 @@ class RequestReader:
                 if not taken:
                     return None
                 body += taken
-                self._chunk -= len(taken)
-                if self._chunk == 0:
-                    self._chunk = _DATA_END
+                self._chunk = self._chunk - len(taken) or _DATA_END
                 continue
             line = self._read_line()
             if line is None:
                 return None
-            if self._chunk == _DATA_END:
+            if self._chunk == _TRAILER:
+                if not line:
+                    return bytes(body)
+                self._skip_trailer(line)
+            elif self._chunk == _DATA_END:
                 if line:
                     raise _malformed("a chunk is longer than its size says")
                 self._chunk = _SIZE
-            elif self._chunk == _SIZE:
-                if (found := _CHUNK_SIZE.fullmatch(line)) is None:
-                    raise _malformed("a chunk has no valid size")
-                size = int(found[1], 16)
-                if len(body) + size > self._request_bytes:
-                    raise too_large(self._request_bytes)
-                self._chunk = size or _TRAILER
-            elif line:
-                self._skip_trailer(line)
             else:
-                return bytes(body)
+                self._chunk = self._chunk_size(line, len(body)) or _TRAILER
+
+    def _chunk_size(self, line: bytes, before: int) -> int:
+        if (found := _CHUNK_SIZE.fullmatch(line)) is None:
+            raise _malformed("a chunk has no valid size")
+        size = int(found[1], 16)
+        if before + size > self._request_bytes:
+            raise too_large(self._request_bytes)
+        return size
 
     def _read_line(self) -> bytes | None:
         limit = self._head_bytes if self._chunk == _TRAILER else CHUNK_LINE_BYTES
@@ -420,9 +421,8 @@ def format_head(status: int, headers: Mapping[str, str], length: int, *, keep_al
     text = "".join(fields)
     if text.count("\n") != len(fields) or text.count("\r") != len(fields):
         raise ValueError("a header of the answer has a line break in it")
-    if not keep_alive:
-        connection = "connection: close\r\n"
-    else:
-        connection = "" if minor else "connection: keep-alive\r\n"
+    # HTTP/1.1 stays open unless told otherwise; HTTP/1.0 closes unless told otherwise.
+    option = "" if minor else "connection: keep-alive\r\n"
+    connection = option if keep_alive else "connection: close\r\n"
     line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n"
     return f"{line}{text}{_clock.now()}{connection}content-length: {length}\r\n\r\n".encode("latin-1", "replace")

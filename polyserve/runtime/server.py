@@ -1,8 +1,8 @@
 """The HTTP/1.1 server that every local instance runs: many callers, one model, answered in batches that nobody waits for.
 
-Requests that have arrived by the time the event loop comes round go to the host together; there is no timer, so one caller alone pays nothing. A
-model that is quick is called on the loop itself; a slow one on a worker thread, so that health checks and new requests are answered and read
-meanwhile. A watchdog thread answers for a predict that overruns its time, whatever the loop is doing.
+Requests that have arrived by the time the event loop comes round go to the host together; there is no timer, so one caller alone pays
+nothing. A model that is quick is called on the loop itself; a slow one on a worker thread, so that health checks and new requests are
+answered and read meanwhile. A watchdog thread answers for a predict that overruns its time, whatever the loop is doing.
 
 It knows sockets and times, and hands `Request`s to a host; what a route means is the host's business. Measured in the project's benchmarks
 beside the servers that people deploy models with today.
@@ -11,6 +11,7 @@ beside the servers that people deploy models with today.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import math
 import os
@@ -25,9 +26,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from polyserve.runtime import logs
+from polyserve.runtime.acceptor import Acceptor
 from polyserve.runtime.connection import Connection, Exchange, Limits
 from polyserve.runtime.http1 import Head
-from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response, error_body
+from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response
+from polyserve.runtime.refusals import Refusals, Revision
 from polyserve.runtime.watchdog import Pulse, Watchdog
 
 EXIT_STUCK = 70
@@ -35,12 +39,12 @@ EXIT_STUCK = 70
 
 # How long a process that is about to end waits for its last answers to leave.
 LAST_WORDS_SECONDS = 1.0
-# Out of descriptors or memory: accepting again at once would only spin.
-ACCEPT_PAUSE_SECONDS = 0.2
 SWEEP_SECONDS = 0.5
 
+NO_REQUEST = Request(path="")
 
-class RequestHost(Protocol):
+
+class RequestHost(Revision, Protocol):
     """What the server needs of a host."""
 
     def handle(self, request: Request, /) -> Response:
@@ -76,13 +80,14 @@ class Server:
     Args:
         host: Answers the requests.
         token: What callers must send as `authorization: Bearer`; None lets everybody in.
-        timeout: Seconds from a request's arrival to its answer, the time in the queue included. Beyond them the caller gets 504; a predict that
-            itself takes longer ends in `on_stuck`.
+        timeout: Seconds from a request's arrival to its answer, the time in the queue included. Beyond them the caller gets 504; a
+            predict that itself takes longer ends in `on_stuck`.
         request_bytes: The largest body that is accepted.
-        on_stuck: Called from the watchdog's thread once the callers of a predict that does not return have their answers. The default ends the
-            process with `EXIT_STUCK`, because a thread cannot be stopped.
+        on_stuck: Called from the watchdog's thread once the callers of a predict that does not return have their answers. The default
+            ends the process with `EXIT_STUCK`, because a thread cannot be stopped.
         pulse: 32 writable bytes that are kept up to date for other processes, laid out as `watchdog.PULSE`.
         limits: What callers are allowed.
+        sink: Takes the log's lines about requests that never reach the host; standard output unless given.
 
     Raises:
         ValueError: The timeout is not positive.
@@ -98,10 +103,12 @@ class Server:
         on_stuck: Callable[[], None] = _exit_stuck,
         pulse: memoryview | None = None,
         limits: Limits | None = None,
+        sink: logs.Sink | None = None,
     ) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
         self._host = host
+        self._refusals = Refusals(host, sink or logs.standard_output)
         self._token = None if token is None else token.encode()
         self._timeout = timeout
         self._request_bytes = request_bytes
@@ -109,8 +116,7 @@ class Server:
         self._limits = limits or Limits()
         self._pulse = Pulse(pulse)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._listeners: dict[int, socket.socket] = {}
-        self._accepting: set[int] = set()
+        self._acceptor: Acceptor | None = None
         self._connections: dict[int, Connection] = {}
         self._waiting: deque[Exchange] = deque()
         self._waiting_bytes = 0
@@ -119,8 +125,8 @@ class Server:
         self._sweeping: asyncio.TimerHandle | None = None
         # Seconds the next predict will take, judged by the last ones. The first call of a model is slow more often than not.
         self._estimate = math.inf
-        # While a predict runs on the loop's own thread, `_blocked` is set and whoever holds the lock owns every connection; at any other time
-        # the loop owns them.
+        # While a predict runs on the loop's own thread, `_blocked` is set and whoever holds the lock owns every connection; at any other
+        # time the loop owns them.
         self._ownership = threading.Lock()
         self._blocked: _Batch | None = None
         self._work: queue.SimpleQueue[_Batch | None] | None = None
@@ -161,10 +167,7 @@ class Server:
 
         Must be called on a running event loop.
         """
-        loop = self._start()
-        sock.setblocking(False)
-        self._listeners[sock.fileno()] = sock
-        self._accept_on(loop, sock)
+        self._start().add(sock)
 
     def remove_listener(self, sock: socket.socket) -> int:
         """Stop accepting on a socket and close this copy of it, and its connections after their current answers.
@@ -175,14 +178,7 @@ class Server:
         Raises:
             KeyError: The socket was not added, or was removed before.
         """
-        number = sock.fileno()
-        del self._listeners[number]
-        loop = self._start()
-        if number in self._accepting:
-            self._accepting.discard(number)
-            loop.remove_reader(number)
-        # Never shut down: that would stop every process that shares it.
-        sock.close()
+        number = self._start().remove(sock)
         leaving = [connection for connection in self._connections.values() if connection.listener == number]
         for connection in leaving:
             # The descriptor's number may be given to the next listener.
@@ -212,21 +208,23 @@ class Server:
             limit: Seconds after which connections are closed whatever they wait for.
         """
         self._empty = asyncio.Event()
-        for sock in list(self._listeners.values()):
-            self.remove_listener(sock)
+        if self._acceptor is not None:
+            for sock in self._acceptor.listeners:
+                self.remove_listener(sock)
         for connection in list(self._connections.values()):
             connection.retire(grace=0.0)
-        if self._connections:
-            try:
+        self._check_empty()
+        if not self._empty.is_set():
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), limit)
-            except TimeoutError:
-                pass
         self.close()
 
     def close(self) -> None:
         """Stop at once; requests without an answer lose their connection."""
-        for sock in list(self._listeners.values()):
-            self.remove_listener(sock)
+        if self._acceptor is not None:
+            for sock in self._acceptor.listeners:
+                self._acceptor.remove(sock)
+            self._acceptor = None
         for connection in list(self._connections.values()):
             connection.close()
         if self._sweeping is not None:
@@ -242,47 +240,32 @@ class Server:
         self._pulse.publish()
         self._pulse.detach()
 
-    def _start(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
+    def _start(self) -> Acceptor:
+        if self._acceptor is None:
             self._loop = asyncio.get_running_loop()
-        if self._watchdog is None:
+            self._acceptor = Acceptor(self._loop, self._accepted, has_room=self._has_room, at_once=self._limits.accepts)
             self._watchdog = Watchdog(remaining=self._remaining, expired=self._expired, longest=min(1.0, self._timeout))
             self._watchdog.start()
-        return self._loop
+        return self._acceptor
 
-    def _accept_on(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        number = sock.fileno()
-        if self._listeners.get(number) is sock and number not in self._accepting:
-            self._accepting.add(number)
-            loop.add_reader(number, self._accept, loop, sock)
-
-    def _pause_accepting(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        self._accepting.discard(sock.fileno())
-        loop.remove_reader(sock.fileno())
-        loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_on, loop, sock)
-
-    def _accept(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
-        for _ in range(self._limits.accepts):
-            if len(self._connections) >= self._limits.connections:
-                self._pause_accepting(loop, listener)
-                return
-            try:
-                sock, _ = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                # Another process was quicker, or the caller has gone.
-                return
-            except OSError:
-                self._pause_accepting(loop, listener)
-                return
-            sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock, listener.fileno(), self, loop, self._limits, self._request_bytes)
-            self._connections[connection.fileno] = connection
+    def _accepted(self, sock: socket.socket, listener: int) -> None:
+        assert self._loop is not None
+        connection = Connection(
+            sock,
+            self,
+            self._loop,
+            listener=listener,
+            limits=self._limits,
+            request_bytes=self._request_bytes,
+        )
+        self._connections[connection.fileno] = connection
         self._pulse.connections = len(self._connections)
         self._pulse.publish()
         if self._sweeping is None:
-            self._sweeping = loop.call_later(min(SWEEP_SECONDS, self._timeout), self._sweep)
+            self._sweeping = self._loop.call_later(min(SWEEP_SECONDS, self._timeout), self._sweep)
+
+    def _has_room(self) -> bool:
+        return len(self._connections) < self._limits.connections
 
     # ---- what connections report
 
@@ -305,11 +288,12 @@ class Server:
         exchange = Exchange(connection, request, head)
         connection.pending.append(exchange)
         self._pulse.inflight += 1
-        if method != "POST" or not (head.path.endswith("/infer") or head.path == "/invocations"):
+        if method != "POST":
             self._answer(exchange, self._ask([request])[0])
         elif len(self._waiting) >= self._limits.queue_requests or self._waiting_bytes > self._limits.queue_bytes:
             message = f"{len(self._waiting)} requests are waiting already: try again later, or raise max_instances"
-            self._answer(exchange, self._failure(RequestError(ErrorCode.RESOURCE_EXHAUSTED, message), request))
+            error = RequestError(ErrorCode.RESOURCE_EXHAUSTED, message)
+            self._answer(exchange, self._refusals.answer(error, request))
         else:
             self._waiting.append(exchange)
             self._waiting_bytes += len(body)
@@ -317,7 +301,7 @@ class Server:
     def refusal(self, error: RequestError) -> Response:
         """Return the answer to bytes that never became a request."""
         self._pulse.completed += 1
-        return self._failure(error, None)
+        return self._refusals.answer(error, NO_REQUEST)
 
     def dropped(self, exchanges: int) -> None:
         """Learn that so many requests will not be answered: their caller is gone."""
@@ -328,13 +312,24 @@ class Server:
         self._connections.pop(connection.fileno, None)
         self._pulse.connections = len(self._connections)
         self._pulse.publish()
-        if self._empty is not None and not self._connections:
+        self._check_empty()
+
+    def leaving(self) -> None:
+        """Learn that a connection has sent all it will ever send."""
+        self._check_empty()
+
+    def _check_empty(self) -> None:
+        if self._empty is not None and all(connection.done for connection in self._connections.values()):
             self._empty.set()
 
     def settled(self) -> None:
         """Learn that a connection has handed over all that had arrived, and see to it that the model gets to work."""
         if self._waiting and self._running is None and not self._scheduled:
-            self._schedule()
+            if len(self._connections) == 1:
+                # Nobody else is there to join in.
+                self._dispatch()
+            else:
+                self._schedule()
 
     # ---- batches
 
@@ -399,7 +394,7 @@ class Server:
         except Exception:
             traceback.print_exc(file=sys.stderr)
             error = RequestError(ErrorCode.INTERNAL, "the service failed; its log has the reason")
-            return [self._failure(error, request) for request in requests]
+            return [self._refusals.answer(error, request) for request in requests]
         return responses
 
     def _predict(self, batch: _Batch) -> None:
@@ -452,23 +447,14 @@ class Server:
         except ValueError:
             traceback.print_exc(file=sys.stderr)
             error = RequestError(ErrorCode.INTERNAL, "the service failed; its log has the reason")
-            exchange.connection.answer(exchange, self._failure(error, exchange.request))
+            exchange.connection.answer(exchange, self._refusals.answer(error, exchange.request))
         self._pulse.inflight -= 1
         self._pulse.completed += 1
 
-    def _failure(self, error: RequestError, request: Request | None) -> Response:
-        request_id = "" if request is None else request.request_id or request.headers.get("x-request-id", "")
-        request_id = request_id or os.urandom(16).hex()
-        headers = {"content-type": "application/json", "x-request-id": request_id}
-        if error.code is ErrorCode.UNAUTHENTICATED:
-            headers["www-authenticate"] = "Bearer"
-        if error.code in {ErrorCode.RESOURCE_EXHAUSTED, ErrorCode.UNAVAILABLE}:
-            headers["retry-after"] = "1"
-        return Response(status=error.status, headers=headers, body=error_body(error.code, error.message, request_id))
-
     def _expire(self, exchange: Exchange) -> None:
         message = f"no answer within the timeout of {self._timeout:g} s: send fewer rows at once, or raise timeout"
-        self._answer(exchange, self._failure(RequestError(ErrorCode.DEADLINE_EXCEEDED, message), exchange.request))
+        error = RequestError(ErrorCode.DEADLINE_EXCEEDED, message)
+        self._answer(exchange, self._refusals.answer(error, exchange.request))
 
     # ---- time
 
@@ -515,7 +501,7 @@ class Server:
             written = threading.Event()
             try:
                 self._loop.call_soon_threadsafe(self._give_up_on_loop, batch, written)
-                written.wait(LAST_WORDS_SECONDS)
+                written.wait(2 * LAST_WORDS_SECONDS)
             except RuntimeError:
                 return
             if batch.responses:
@@ -524,7 +510,7 @@ class Server:
         self._on_stuck()
 
     def _give_up_on_loop(self, batch: _Batch, written: threading.Event) -> None:
-        if self._running is batch:
+        if self._running is batch and not batch.responses:
             self._give_up(batch)
             self._write_out()
         written.set()
@@ -538,7 +524,7 @@ class Server:
         for exchange in self._waiting:
             if exchange.answer is None:
                 error = RequestError(ErrorCode.UNAVAILABLE, message)
-                self._answer(exchange, self._failure(error, exchange.request))
+                self._answer(exchange, self._refusals.answer(error, exchange.request))
         for exchange in (*batch.exchanges, *self._waiting):
             exchange.connection.flush()
 
@@ -549,5 +535,9 @@ class Server:
             left = until - time.perf_counter()
             if left <= 0.0:
                 return
-            for number in select.select([], list(unsent), [], left)[1]:
+            # Not select(), which knows no descriptor above 1023.
+            poll = select.poll()
+            for number in unsent:
+                poll.register(number, select.POLLOUT)
+            for number, _ in poll.poll(left * 1000):
                 unsent[number].on_writable()
