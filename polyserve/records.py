@@ -374,11 +374,11 @@ def leased(bucket: Objects, name: str, operation: str, *, new: DeploymentRecord 
         ledger.save(replace(record, lease=lease, unfinished=before))
         try:
             yield ledger
+            if ledger.record.lease is not None:
+                ledger.release()
         except BaseException:
             ledger.abandon()
             raise
-        if ledger.record.lease is not None:
-            ledger.release()
     finally:
         _active.discard(lease.holder)
 

@@ -87,7 +87,8 @@ class Functions:
         """Send one request and return the answer whatever its status."""
         with self.endpoint() as endpoint:
             address = self.provider.invoker.resolve(NAME)
-            request = Request(method=method, path=path, headers=headers, body=body, request_id="contract")
+            request_id = headers.get("x-request-id", "contract")
+            request = Request(method=method, path=path, headers=headers, body=body, request_id=request_id)
             call = self.provider.invoker.prepare(address, request)
             with suppress(PolyserveError):
                 # So that an instance runs and a cold start is no part of what the test looks at.
