@@ -157,7 +157,7 @@ def _requirement(text: str) -> Requirement:
     try:
         return Requirement(text)
     except InvalidRequirement as error:
-        message = f"{text!r} is no requirement ({error}): write a name, or a name and a version such as 'pillow==11.0'"
+        message = f"{text!r} is no requirement ({str(error).splitlines()[0]}): write a name, or a name and a version such as 'pillow==11.0'"
         raise PackageError(message, operation="package", resource=str(text)) from error
 
 

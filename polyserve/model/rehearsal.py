@@ -97,13 +97,13 @@ def _rehearse_here(root: Path, manifest: Manifest, inputs: Sequence[Tensor], out
         model = loaders.load(root, manifest)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        raise RehearsalError(f"{type(error).__name__}: {error}", stage="load", missing=missing) from error
+        raise RehearsalError(_told(error), stage="load", missing=missing) from error
     try:
         answer = model.answer(inputs)
     except RequestError as error:
         raise RehearsalError(error.message, stage="sample") from error
     except Exception as error:
-        raise RehearsalError(f"{type(error).__name__}: {error}", stage="sample") from error
+        raise RehearsalError(_told(error), stage="sample") from error
     try:
         kind, specs = values.describe(answer, name=output_name)
         signature = replace(manifest.signature, output_kind=kind, outputs=specs)
@@ -119,7 +119,12 @@ def _rehearse_here(root: Path, manifest: Manifest, inputs: Sequence[Tensor], out
             repeated=tuple(repeated),
         )
     except Exception as error:
-        raise RehearsalError(f"{type(error).__name__}: {error}", stage="answer") from error
+        raise RehearsalError(_told(error), stage="answer") from error
+
+
+def _told(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _is_row_wise(model: loaders.Model, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
