@@ -1,0 +1,314 @@
+"""The gateway of one home: a process of its own that keeps functions as they are wanted, and outlives whoever started it.
+
+    python -m polyserve_local.gateway HOME
+
+It takes the home's lock or leaves at once, takes over what a gateway before it left running, then answers the control interface on loopback.
+The process that was started returns when its child answers (exit 0), or cannot (exit 1, the reason in the log): that is the readiness event.
+Nothing is lost when it is killed: what is wanted is in files, instances answer without it and hand their sockets to the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polyserve
+from polyserve.driver import ErrorCode, Scaling
+from polyserve_local import instances
+from polyserve_local.controlling import ControlServer
+from polyserve_local.errors import GatewayError
+from polyserve_local.files import FileStore
+from polyserve_local.places import Places, remove_tree
+from polyserve_local.state import FunctionState, load_all, spec_from_dict, status_to_dict
+from polyserve_local.supervisor import Function
+
+TICK_S = 0.05
+"""How often pulses are read while anything runs: a page of shared memory each, some microseconds."""
+FIRST_LINGER_S = 10.0
+"""How long a gateway that was just started waits for its first function."""
+
+
+class Gateway:
+    """All functions of one home.
+
+    Args:
+        places: The home's files.
+        linger_s: Seconds to stay after the last function was deleted.
+    """
+
+    def __init__(self, places: Places, *, linger_s: float) -> None:
+        self._places = places
+        self._linger_s = linger_s
+        self._functions: dict[str, Function] = {}
+        self._control = ControlServer(self._act, version=polyserve.__version__)
+        self._over = asyncio.Event()
+        self._empty_since = time.monotonic()
+        self._had_functions = False
+        self._most_instances = max(1, os.cpu_count() or 1)
+
+    async def run(self, answering: Any) -> None:
+        """Serve until there is nothing left to do.
+
+        Args:
+            answering: Called once the control interface answers.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._over.set)
+        await self._take_over()
+        await self._control.start(self._places.contact)
+        answering()
+        try:
+            while not self._over.is_set():
+                self._tick()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._over.wait(), self._pause())
+        finally:
+            # Callers that are not answered yet lose their connection and ask the next gateway.
+            await self._control.close(self._places.contact)
+            for function in self._functions.values():
+                function.detach()
+
+    def _pause(self) -> float:
+        return TICK_S if any(function.busy() for function in self._functions.values()) else 0.25
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for function in list(self._functions.values()):
+            try:
+                function.tick(now)
+            except Exception:
+                # One function's trouble is not to end all the others.
+                traceback.print_exc()
+        if self._functions:
+            self._empty_since, self._had_functions = now, True
+        else:
+            patience = self._linger_s if self._had_functions else max(self._linger_s, FIRST_LINGER_S)
+            if now - self._empty_since >= patience and not self._control.busy:
+                self._over.set()
+
+    # --- taking over ------------------------------------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        """Adopt what runs, and go on with what is wanted."""
+        states = {state.name: state for state in load_all(self._places)}
+        records = instances.find_records(self._places)
+        known = [record for record in records if record.function in states]
+        found = await asyncio.gather(
+            *(
+                asyncio.to_thread(instances.adopt, self._places, record, states[record.function].token)
+                for record in known
+            )
+        )
+        adopted = [each for each in found if each is not None]
+        for record in records:
+            if record.function not in states:
+                instances.end(self._places, record)
+        self._sweep({record.instance for record in records})
+        for name, state in states.items():
+            mine = [each for each in adopted if each.record.function == name]
+            self._adopt(state, mine)
+        for name, function in list(self._functions.items()):
+            if function.state.deleting:
+                await function.delete()
+                del self._functions[name]
+            else:
+                function.resume()
+        self._collect()
+
+    def _adopt(self, state: FunctionState, mine: list[instances.Adopted]) -> None:
+        listeners: dict[str | int, socket.socket] = {}
+        for each in mine:
+            for name, door in each.listeners.items():
+                key = each.record.revision if name == "revision" else name
+                if key in listeners:
+                    door.close()
+                else:
+                    listeners[key] = door
+        function = Function(self._places, state, listeners=listeners, most_instances=self._most_instances)
+        self._functions[state.name] = function
+        for each in mine:
+            revision = function.revisions.get(each.record.revision)
+            if revision is None:
+                each.channel.close()
+                instances.end(self._places, each.record)
+                continue
+            process = each.process(self._places)
+            revision.take(process)
+            revision.wanted = len(revision.running)
+            if process.draining:
+                process.draining = False
+                revision.drain(process)
+        function.save()
+
+    def _sweep(self, known: set[str]) -> None:
+        """Remove what a crash left half-made."""
+        for path in self._places.run.iterdir():
+            if path.name.partition(".")[0] not in known:
+                path.unlink(missing_ok=True)
+        for directory in (self._places.functions, self._places.bundles, self._places.root):
+            for path in directory.glob(".*"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _collect(self) -> None:
+        """Remove bundles and logs that no function needs."""
+        needed = {
+            revision.spec.artifact.sha256
+            for function in self._functions.values()
+            for revision in function.state.revisions.values()
+        }
+        for path in self._places.bundles.iterdir():
+            if path.name not in needed and not path.name.startswith("."):
+                remove_tree(path)
+        for path in self._places.logs.iterdir():
+            if path.name not in self._functions:
+                remove_tree(path)
+
+    # --- the control interface ------------------------------------------------------------------------------------------
+
+    async def _act(self, verb: str, body: Mapping[str, Any]) -> Any:
+        if verb == "apply":
+            return await self._apply(body)
+        if verb == "list":
+            return [status_to_dict(self._functions[name].status()) for name in sorted(self._functions)]
+        if verb == "retire":
+            print(f"leaving to a gateway of version {body['version']}", flush=True)
+            asyncio.get_running_loop().call_soon(self._over.set)
+            return {}
+        function = self._functions.get(body["name"])
+        if function is None or function.state.deleting:
+            raise GatewayError(ErrorCode.NOT_FOUND, f"there is no function {body['name']!r}")
+        if verb == "describe":
+            return status_to_dict(function.status())
+        if verb == "resolve":
+            return self._resolve(function, body["revision"])
+        async with function.changing:
+            if function.state.deleting:
+                raise GatewayError(ErrorCode.NOT_FOUND, f"there is no function {body['name']!r}")
+            if verb == "route":
+                await function.route({int(number): weight for number, weight in body["weights"].items()})
+            elif verb == "scale":
+                await function.scale(Scaling(**body["scaling"]))
+            elif verb == "remove_revision":
+                await function.remove_revision(body["number"])
+                self._collect()
+            elif verb == "delete":
+                await function.delete()
+                del self._functions[body["name"]]
+                self._collect()
+                self._empty_since = time.monotonic()
+            else:
+                raise GatewayError(ErrorCode.UNSUPPORTED, f"the gateway knows no verb {verb!r}")
+        return {}
+
+    async def _apply(self, body: Mapping[str, Any]) -> Any:
+        spec = spec_from_dict(body["spec"])
+        function = self._functions.get(spec.name)
+        if function is not None and function.state.deleting:
+            raise GatewayError(ErrorCode.CONFLICT, f"{spec.name!r} is being deleted: deploy again when it is gone")
+        known = function is not None and spec.revision in function.revisions
+        if not known:
+            # Refused before anything is written, where the bundle is not there at all.
+            await asyncio.to_thread(FileStore(self._places.store, spec.artifact.bucket).head, spec.artifact.key)
+        function = self._functions.get(spec.name)
+        if function is None:
+            state = FunctionState(
+                name=spec.name,
+                token=secrets.token_urlsafe(32),
+                options=body["options"],
+                scaling=spec.scaling,
+                labels=spec.labels,
+            )
+            function = Function(self._places, state, listeners={}, most_instances=self._most_instances)
+            self._functions[spec.name] = function
+        async with function.changing:
+            function.state.options = body["options"]
+            function.state.labels = spec.labels
+            function.apply(spec, spec.digest(), body["interpreter"])
+        return status_to_dict(function.status())
+
+    def _resolve(self, function: Function, number: int | None) -> Any:
+        port = function.state.port
+        if number is not None:
+            revision = function.revisions.get(number)
+            if revision is None:
+                raise GatewayError(ErrorCode.NOT_FOUND, f"{function.state.name!r} has no revision {number}")
+            port = revision.state.port
+        return {"url": f"http://127.0.0.1:{port}", "token": function.state.token}
+
+
+def take_lock(places: Places) -> int | None:
+    """Take the home's lock; `None` where another gateway has it. Held until the process ends, however it ends."""
+    descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        # Drivers look with a shared lock, for microseconds. Who does not share is another gateway.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            break
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        time.sleep(0.002)
+    os.close(descriptor)
+    return None
+
+
+def serve(places: Places, *, linger_s: float, answering: Any) -> None:
+    """Be the gateway of a home, or return at once where there is one."""
+    os.umask(0o077)
+    lock = take_lock(places)
+    if lock is None:
+        answering()
+        return
+    # What it says is of a gateway that is gone.
+    places.contact.unlink(missing_ok=True)
+    print(f"gateway of {places.home}: pid {os.getpid()}, version {polyserve.__version__}", flush=True)
+    asyncio.run(Gateway(places, linger_s=linger_s).run(answering))
+    os.close(lock)
+
+
+def main() -> None:
+    """Go into the background as the gateway of a home; return when it answers."""
+    parser = argparse.ArgumentParser(prog="python -m polyserve_local.gateway")
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--linger", type=float, default=0.0)
+    asked = parser.parse_args()
+    places = Places(asked.home.absolute())
+    places.make()
+    ready_out, ready_in = os.pipe()
+    if os.fork():
+        os.close(ready_in)
+        # The end of the pipe without a byte: the child ended before it answered.
+        sys.exit(0 if os.read(ready_out, 1) else 1)
+    os.close(ready_out)
+    os.setsid()
+    os.chdir(places.root)
+
+    def answering() -> None:
+        os.write(ready_in, b"1")
+        os.close(ready_in)
+
+    serve(places, linger_s=asked.linger, answering=answering)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What there is in a home, looked up past the drivers: files, processes and sockets as the operating system shows them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from polyserve_local import processes
+from polyserve_local.control import alive
+from polyserve_local.places import Places
+
+
+def inventory(home: Path) -> list[str]:
+    """Return what there is in a home, each as a line for people; empty once everything was deleted.
+
+    Caches (environments), the gateway's lock and its log are not counted: they belong to no deployment and stay. A gateway that lives counts.
+    """
+    places = Places(home)
+    found = [f"{kind} {path.relative_to(home)}" for kind, path in _files(places)]
+    if places.run.is_dir():
+        for path in sorted(places.run.iterdir()):
+            found.append(f"file {path}")
+            if path.suffix == ".json":
+                record = json.loads(path.read_bytes())
+                if processes.started_at(record["pid"]) == record["started"]:
+                    found.append(f"process {record['pid']} (instance of {record['function']})")
+    if alive(places):
+        found.append("process of the gateway")
+    return found
+
+
+def _files(places: Places) -> list[tuple[str, Path]]:
+    found = [("bucket", path) for path in _children(places.store) if path.is_dir()]
+    for bucket in [path for _, path in found]:
+        found += [
+            ("object", path) for path in sorted(bucket.rglob("*")) if path.is_file() and ".writing" not in path.parts
+        ]
+    found += [("function", path) for path in _children(places.functions)]
+    found += [("bundle", path) for path in _children(places.bundles)]
+    found += [("log", path) for path in _children(places.logs)]
+    if places.contact.exists():
+        found.append(("file", places.contact))
+    return found
+
+
+def _children(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []

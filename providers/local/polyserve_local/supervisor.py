@@ -1,0 +1,558 @@
+"""One function in the gateway: its listening sockets, its revisions, and how many instances of each there are to be.
+
+The gateway accepts no request here. It watches listening sockets that no instance accepts on, and starts an instance when a connection waits;
+the connection stays in the kernel's backlog meanwhile. Everything here runs on the event loop's thread; `settle` may be called at any
+time and brings what runs in line with what is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from polyserve.driver import ErrorCode, FunctionSpec, FunctionStatus, Phase, RevisionStatus, Scaling
+from polyserve_local import environment, front
+from polyserve_local.errors import GatewayError
+from polyserve_local.instances import InstanceProcess, Launch, launch
+from polyserve_local.places import Places, remove_tree, tail
+from polyserve_local.processes import resident_bytes
+from polyserve_local.scaling import Sample, Scaler
+from polyserve_local.state import FunctionState, RevisionState
+
+BACKLOG = 4096
+GRACE_S = 1.0
+"""How long after its timeout an instance is left to its own watchdog, which answers its callers, before it is killed."""
+DRAIN_S = 30.0
+LONGEST_RETRY_S = 60.0
+QUICK_CRASH_S = 1.0
+
+
+def listen(port: int) -> socket.socket:
+    """Return a listening socket on loopback; on another port where that one was taken meanwhile."""
+    for wanted in (port, 0):
+        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind(("127.0.0.1", wanted))
+        except OSError:
+            door.close()
+            if not wanted:
+                raise
+            continue
+        door.listen(BACKLOG)
+        door.setblocking(False)
+        return door
+    raise AssertionError("port 0 is always free or raises")
+
+
+class Revision:
+    """One revision of a function, and its instances.
+
+    Args:
+        function: The function that it is of.
+        state: What is wanted.
+        listener: Its own listening socket.
+    """
+
+    def __init__(self, function: Function, state: RevisionState, listener: socket.socket) -> None:
+        self.function = function
+        self.state = state
+        self.listener = listener
+        self.instances: list[InstanceProcess] = []
+        self.failures = 0
+        self.not_before = 0.0
+        self.provisioning: asyncio.Task[None] | None = None
+        self.scaler = Scaler(
+            concurrency=function.state.options["concurrency"],
+            queue_s=function.state.options["queue_ms"] / 1000,
+            idle_s=function.state.options["idle_timeout_s"],
+        )
+        self.wanted = 0
+
+    @property
+    def number(self) -> int:
+        """Return its number."""
+        return self.state.number
+
+    @property
+    def running(self) -> list[InstanceProcess]:
+        """Return the instances that answer, or will once they have loaded."""
+        return [instance for instance in self.instances if not instance.draining]
+
+    @property
+    def serving(self) -> list[InstanceProcess]:
+        """Return the instances that answer now."""
+        return [instance for instance in self.instances if instance.serving]
+
+    @property
+    def startable(self) -> bool:
+        """Return whether an instance could be started."""
+        return bool(self.state.python)
+
+    def status(self) -> RevisionStatus:
+        """Describe it."""
+        return RevisionStatus(
+            number=self.number,
+            spec_digest=self.state.digest,
+            phase=self.state.phase,
+            reason=self.state.reason,
+            instances=len(self.running),
+        )
+
+    def provision(self) -> None:
+        """Begin to make what an instance needs, and start one: a revision is ready once one of its instances was."""
+        self.state.phase, self.state.reason = Phase.PROVISIONING, None
+        self.failures, self.not_before = 0, 0.0
+        if self.provisioning is None or self.provisioning.done():
+            self.provisioning = asyncio.create_task(self._provision())
+
+    async def _provision(self) -> None:
+        places, spec = self.function.places, self.state.spec
+        try:
+            bundle = await asyncio.to_thread(environment.unpack, places, spec)
+            python = await asyncio.to_thread(environment.provide, places, spec, self.state.interpreter)
+            await asyncio.to_thread(environment.compile_runtime, python, bundle)
+        except Exception as error:
+            self.fail(str(error) or type(error).__name__)
+            return
+        self.state.python = python
+        self.function.save()
+        self.wanted = max(self.wanted, 1)
+        self.function.settle()
+
+    def fail(self, reason: str) -> None:
+        """Note that it cannot start, and when it may be tried again."""
+        first = self.function.state.options["retry_s"]
+        self.not_before = time.monotonic() + min(LONGEST_RETRY_S, first * 2 ** min(self.failures, 16))
+        self.failures += 1
+        self.wanted = 0
+        self.state.phase, self.state.reason = Phase.FAILED, reason
+        self.function.save()
+        self.function.settle_later(self.not_before - time.monotonic())
+        self.function.settle()
+
+    def demand(self) -> None:
+        """Start an instance because a connection waits."""
+        self.wanted = max(self.wanted, 1)
+        self.function.settle()
+
+    def start(self, accept: Iterable[str]) -> None:
+        """Start one instance."""
+        function, spec, options = self.function, self.state.spec, self.function.state.options
+        try:
+            instance = launch(
+                function.places,
+                Launch(
+                    function=spec.name,
+                    revision=spec.revision,
+                    python=self.state.python,
+                    bundle=function.places.bundle(spec.artifact.sha256),
+                    environment=spec.environment,
+                    token=function.state.token,
+                    timeout_s=spec.timeout.total_seconds(),
+                    request_bytes=spec.request_bytes,
+                    memory_mb=spec.memory_mb,
+                    idle_timeout_s=options["idle_timeout_s"],
+                    log_bytes=options["log_bytes"],
+                    accept=tuple(accept),
+                    share=function.state.weights.get(spec.revision, 0),
+                    listeners={"revision": self.listener, "public": function.listener},
+                ),
+            )
+        except OSError as error:
+            self.fail(f"{self.state.python} could not be started: {error}")
+            return
+        self.take(instance)
+
+    def take(self, instance: InstanceProcess) -> None:
+        """Count a started or adopted instance in."""
+        self.instances.append(instance)
+        instance.watch(on_ready=self._on_ready, on_end=self._on_end)
+
+    def _on_ready(self, instance: InstanceProcess) -> None:
+        self.failures = 0
+        if self.state.phase is not Phase.READY:
+            self.state.phase, self.state.reason = Phase.READY, None
+            self.function.save()
+        others = [other for other in self.serving if other is not instance]
+        for other in others:
+            # Those that were there have all the connections: each gives up its share of them to the new one.
+            self.function.run(other.order("rebalance", fraction=1 / (len(others) + 1)))
+        self.function.settle()
+
+    def _on_end(self, instance: InstanceProcess) -> None:
+        self.instances.remove(instance)
+        if not instance.draining:
+            self._crashed(instance)
+        self.function.settle()
+
+    def _crashed(self, instance: InstanceProcess) -> None:
+        now, options = time.monotonic(), self.function.state.options
+        reason = instance.failure or "ended without a reason"
+        if instance.failure is not None and not instance.clean_failure:
+            instance.note("ended", instance.failure)
+        if instance.ready_at and now - instance.ready_at >= QUICK_CRASH_S:
+            # It had answered for a while: whoever waits gets another one at once.
+            return
+        if instance.clean_failure or (not instance.ready_at and self.failures + 1 >= options["start_attempts"]):
+            log = "" if instance.clean_failure else tail(Path(instance.record.log))
+            self.fail(f"{reason}\n{log}".strip())
+            return
+        self.failures += 1
+        pause = min(LONGEST_RETRY_S, 0.1 * 2 ** min(self.failures, 16))
+        self.not_before = now + pause
+        self.wanted = max(self.wanted, 0 if instance.ready_at else 1)
+        self.function.settle_later(pause)
+
+    def tick(self, now: float) -> None:
+        """Keep the limits of the instances, and judge how many there should be."""
+        spec = self.state.spec
+        samples = []
+        for instance in list(self.instances):
+            pulse = instance.pulse()
+            overdue = spec.timeout.total_seconds() + GRACE_S
+            if pulse is not None and pulse.busy_since and now - pulse.busy_since > overdue:
+                instance.kill(f"timeout: a predict ran for more than {spec.timeout.total_seconds():g} s")
+            elif not instance.ready and now - instance.born > self.function.state.options["start_timeout_s"]:
+                instance.kill(f"the model did not load within {self.function.state.options['start_timeout_s']:g} s")
+            elif (held := resident_bytes(instance.pid)) > spec.memory_mb << 20:
+                instance.kill(f"out of memory: {held >> 20} MB over limit {spec.memory_mb} MB: raise memory_mb")
+            elif instance.serving and pulse is not None:
+                quiet = now - max(pulse.last_activity, instance.ready_at)
+                samples.append(Sample(inflight=pulse.inflight, completed=pulse.completed, quiet_s=quiet))
+        starting = len(self.running) - len(self.serving)
+        least, most = self.bounds()
+        if samples and not starting:
+            self.wanted = self.scaler.wanted(now, samples, least=least, most=most)
+        elif not self.running and self.state.phase is Phase.READY and not self.wanted and least:
+            self.wanted = least
+
+    def bounds(self) -> tuple[int, int]:
+        """Return the least and most instances that it is to have."""
+        scaling = self.function.state.scaling
+        with_traffic = self.function.state.weights.get(self.number, 0) > 0
+        least = scaling.min_instances if with_traffic and self.state.phase is Phase.READY else 0
+        return least, max(least, 1, scaling.max_instances or self.function.most_instances)
+
+    def drain(self, instance: InstanceProcess) -> None:
+        """End an instance once it has answered what it has."""
+        if not instance.draining:
+            instance.draining = True
+            self.function.run(self._drain(instance))
+
+    async def _drain(self, instance: InstanceProcess) -> None:
+        await instance.order("drain")
+        try:
+            await asyncio.wait_for(instance.ended.wait(), DRAIN_S + self.state.spec.timeout.total_seconds())
+        except TimeoutError:
+            instance.kill("it did not end when told to")
+
+    async def stop(self) -> None:
+        """End every instance at once and wait until they are gone."""
+        if self.provisioning is not None:
+            self.provisioning.cancel()
+        for instance in list(self.instances):
+            instance.draining = True
+            instance.kill("the revision was removed")
+        await asyncio.gather(*(instance.ended.wait() for instance in list(self.instances)))
+
+
+class Function:
+    """One function: public listener, revisions, traffic.
+
+    Args:
+        places: The home's files.
+        state: What is wanted.
+        listeners: Listening sockets that instances handed back: `"public"`, or a revision's number.
+        most_instances: Most instances of a revision where the function's scaling leaves it open.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        state: FunctionState,
+        *,
+        listeners: Mapping[str | int, socket.socket],
+        most_instances: int,
+    ) -> None:
+        self.places = places
+        self.state = state
+        self.most_instances = most_instances
+        self.changing = asyncio.Lock()
+        self.listener = listeners.get("public") or listen(state.port)
+        self.listener.setblocking(False)
+        state.port = self.listener.getsockname()[1]
+        self.revisions: dict[int, Revision] = {}
+        for number, revision in state.revisions.items():
+            self._add(revision, listeners.get(number))
+        self.front = front.Front(self)
+        self._watched: set[int] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    def _add(self, state: RevisionState, listener: socket.socket | None = None) -> Revision:
+        listener = listener or listen(state.port)
+        listener.setblocking(False)
+        state.port = listener.getsockname()[1]
+        revision = self.revisions[state.number] = Revision(self, state, listener)
+        return revision
+
+    # --- what the gateway asks ------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write down what is wanted."""
+        if not self.state.deleting or self.places.state(self.state.name).exists():
+            self.state.save(self.places)
+
+    def status(self) -> FunctionStatus:
+        """Describe the function."""
+        state = self.state
+        return FunctionStatus(
+            name=state.name,
+            phase=Phase.DELETING if state.deleting else Phase.READY,
+            url=f"http://127.0.0.1:{state.port}",
+            revisions=tuple(self.revisions[number].status() for number in sorted(self.revisions)),
+            weights=dict(state.weights),
+            scaling=state.scaling,
+            labels=state.labels,
+            native_id=str(self.places.state(state.name)),
+        )
+
+    def resume(self) -> None:
+        """Go on with what a gateway before this one had not finished."""
+        for revision in self.revisions.values():
+            if revision.state.phase is Phase.PROVISIONING and not revision.running:
+                revision.provision()
+            elif any(instance.ready for instance in revision.instances):
+                revision.state.phase, revision.state.reason = Phase.READY, None
+        self.settle()
+
+    def apply(self, spec: FunctionSpec, digest: str, interpreter: str) -> None:
+        """Make a revision exist, or try one anew that failed.
+
+        Raises:
+            GatewayError: The number is taken by another spec.
+        """
+        known = self.revisions.get(spec.revision)
+        if known is None:
+            state = RevisionState(spec=spec, digest=digest, interpreter=interpreter)
+            revision = self._add(state)
+            self.state.revisions[spec.revision] = state
+            self.state.revisions = dict(sorted(self.state.revisions.items()))
+        elif known.state.digest != digest:
+            message = f"revision {spec.revision} of {spec.name!r} exists with other settings: apply the next number"
+            raise GatewayError(ErrorCode.ALREADY_EXISTS, message)
+        elif known.state.phase is Phase.FAILED:
+            revision = known
+            revision.state.interpreter = interpreter
+        else:
+            return
+        revision.state.phase, revision.state.reason = Phase.PROVISIONING, None
+        self.save()
+        revision.provision()
+
+    async def route(self, weights: Mapping[int, int]) -> None:
+        """Move the traffic; loses no request, and is done when it returns.
+
+        Raises:
+            GatewayError: A revision of that number does not exist.
+        """
+        for number in weights:
+            if number not in self.revisions:
+                message = f"{self.state.name!r} has no revision {number}: it has {sorted(self.revisions) or 'none'}"
+                raise GatewayError(ErrorCode.FAILED_PRECONDITION, message)
+        self.state.weights = {number: weight for number, weight in sorted(weights.items()) if weight > 0}
+        self.save()
+        # Those that are to have the public socket get it before those that had it give it up.
+        target = self.target()
+        if target is not None:
+            await asyncio.gather(*(self._tell(instance, target) for instance in target.serving))
+        self.settle(accepting=False)
+        await asyncio.gather(
+            *(self._tell(instance, revision) for revision in self.revisions.values() for instance in revision.running)
+        )
+        self.settle()
+
+    async def scale(self, scaling: Scaling) -> None:
+        """Set the bounds of the instances."""
+        self.state.scaling = scaling
+        self.save()
+        for revision in self.revisions.values():
+            least, most = revision.bounds()
+            revision.wanted = min(max(revision.wanted, len(revision.running), least), most)
+        self.settle()
+
+    async def remove_revision(self, number: int) -> None:
+        """Remove one revision.
+
+        Raises:
+            GatewayError: It does not exist, or has traffic.
+        """
+        if number not in self.revisions:
+            raise GatewayError(ErrorCode.NOT_FOUND, f"{self.state.name!r} has no revision {number}")
+        if self.state.weights.get(number, 0) > 0:
+            message = f"revision {number} of {self.state.name!r} has {self.state.weights[number]} % of the traffic: route it away first"
+            raise GatewayError(ErrorCode.FAILED_PRECONDITION, message)
+        revision = self.revisions.pop(number)
+        del self.state.revisions[number]
+        self.save()
+        self._unwatch(revision.listener)
+        await revision.stop()
+        revision.listener.close()
+        for log in (self.places.logs / self.state.name).glob(f"{number}-*"):
+            log.unlink(missing_ok=True)
+
+    async def delete(self) -> None:
+        """End and remove everything that was made for the function."""
+        self.state.deleting = True
+        self.save()
+        for timer in self._timers:
+            timer.cancel()
+        for door in self._doors():
+            self._unwatch(door)
+        self.front.close()
+        await asyncio.gather(*(revision.stop() for revision in self.revisions.values()))
+        for task in list(self._tasks):
+            task.cancel()
+        for door in self._doors():
+            door.close()
+        await asyncio.to_thread(remove_tree, self.places.logs / self.state.name)
+        self.places.state(self.state.name).unlink(missing_ok=True)
+
+    # --- bringing what runs in line with what is wanted ------------------------------------------------------------------
+
+    def target(self) -> Revision | None:
+        """Return the revision that has all the traffic, if one has."""
+        if len(self.state.weights) != 1:
+            return None
+        return self.revisions.get(next(iter(self.state.weights)))
+
+    def accepts(self, revision: Revision) -> tuple[str, ...]:
+        """Return the listeners that the instances of a revision accept on themselves."""
+        return ("revision", "public") if revision is self.target() else ("revision",)
+
+    def settle(self, *, accepting: bool = True) -> None:
+        """Start, stop and watch what is to be started, stopped and watched now."""
+        if self.state.deleting:
+            return
+        now = time.monotonic()
+        for revision in list(self.revisions.values()):
+            least, most = revision.bounds()
+            wanted = min(max(revision.wanted, least), most)
+            while len(revision.running) < wanted and revision.startable and now >= revision.not_before:
+                before = len(revision.instances)
+                revision.start(self.accepts(revision))
+                if len(revision.instances) == before:
+                    break
+            for instance in self._surplus(revision, wanted):
+                revision.drain(instance)
+            if accepting:
+                for instance in revision.running:
+                    if instance.accepting != set(self.accepts(revision)):
+                        self.run(self._tell(instance, revision))
+        self._watch(now)
+
+    @staticmethod
+    def _surplus(revision: Revision, wanted: int) -> list[InstanceProcess]:
+        extra = len(revision.running) - wanted
+        if extra <= 0 or len(revision.serving) < len(revision.running):
+            return []
+        return revision.serving[-extra:]
+
+    async def _tell(self, instance: InstanceProcess, revision: Revision) -> None:
+        """Make an instance accept on what its revision accepts on; it may have been told otherwise before."""
+        wanted = set(self.accepts(revision))
+        told, instance.accepting = instance.accepting, wanted
+        await instance.order("share", share=self.state.weights.get(revision.number, 0))
+        for name in sorted(wanted - told):
+            await instance.order("accept", listener=name)
+        for name in sorted(told - wanted):
+            await instance.order("refuse", listener=name)
+
+    def _watch(self, now: float) -> None:
+        """Watch those listeners that no instance accepts on, or will soon."""
+        target = self.target()
+        for revision in self.revisions.values():
+            self._set_watch(revision.listener, self._waits(revision, now))
+        if target is None:
+            self._set_watch(self.listener, True)
+        else:
+            self._set_watch(self.listener, self._waits(target, now))
+
+    def _waits(self, revision: Revision, now: float) -> bool:
+        if revision.running:
+            return False
+        # While it is being made, or between two attempts, connections wait without waking us.
+        return revision.state.phase is Phase.FAILED or (revision.startable and now >= revision.not_before)
+
+    def _set_watch(self, door: socket.socket, wanted: bool) -> None:
+        if wanted and door.fileno() not in self._watched:
+            self._watched.add(door.fileno())
+            asyncio.get_running_loop().add_reader(door.fileno(), self._on_waiting, door)
+        elif not wanted:
+            self._unwatch(door)
+
+    def _unwatch(self, door: socket.socket) -> None:
+        if door.fileno() in self._watched:
+            self._watched.discard(door.fileno())
+            asyncio.get_running_loop().remove_reader(door.fileno())
+
+    def _on_waiting(self, door: socket.socket) -> None:
+        """Act upon a connection that waits on a listener that nobody accepts on."""
+        if door is self.listener and self.target() is None:
+            self.front.accept(door)
+            return
+        revision = next((each for each in self.revisions.values() if each.listener is door), self.target())
+        if revision is None:
+            return
+        if revision.state.phase is Phase.FAILED and time.monotonic() < revision.not_before:
+            self.front.refuse(door, revision)
+        elif revision.startable:
+            revision.demand()
+        else:
+            revision.provision()
+            self.settle()
+
+    def tick(self, now: float) -> None:
+        """Look after limits and scale."""
+        for revision in list(self.revisions.values()):
+            for instance in list(revision.instances):
+                if instance.lost():
+                    instance.finish()
+                    revision._on_end(instance)
+            revision.tick(now)
+        self.settle()
+
+    def busy(self) -> bool:
+        """Return whether there is anything to look after."""
+        return any(revision.instances for revision in self.revisions.values())
+
+    def settle_later(self, delay: float) -> None:
+        """Settle again after some seconds."""
+
+        def act() -> None:
+            self._timers.discard(timer)
+            self.settle()
+
+        timer = asyncio.get_running_loop().call_later(max(0.0, delay) + 0.001, act)
+        self._timers.add(timer)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside everything else."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _doors(self) -> list[socket.socket]:
+        return [self.listener, *(revision.listener for revision in self.revisions.values())]
+
+    def detach(self) -> None:
+        """Stop looking after it, and leave everything running."""
+        with contextlib.suppress(OSError):
+            for door in self._doors():
+                self._unwatch(door)
