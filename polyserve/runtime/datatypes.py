@@ -77,6 +77,8 @@ _CODES = {
     "FP64": "d",
 }
 _BIG_ENDIAN = sys.byteorder == "big"
+# Spelled out, since struct checks the range of floats only where the byte order is.
+_ORDER = ">" if _BIG_ENDIAN else "<"
 _NUMBERS = frozenset({int, float})
 _ONLY_INT = frozenset({int})
 _WORDS = {"NaN": nan, "Infinity": inf, "-Infinity": -inf}
@@ -184,9 +186,9 @@ def _pack_floats(name: str, datatype: str, values: list[Any]) -> array[Any] | by
         if datatype == "FP64":
             return array("d", values)
         if datatype == "FP32":
-            # struct and not array: it refuses what would silently become infinite.
+            # struct and not array, which would silently make them infinite.
             packed = array("f")
-            packed.frombytes(struct.pack(f"{len(values)}f", *values))
+            packed.frombytes(struct.pack(f"{_ORDER}{len(values)}f", *values))
             return packed
         if datatype == "FP16":
             return struct.pack(f"<{len(values)}e", *values)
@@ -244,7 +246,7 @@ def _encodable(text: str) -> bool:
 
 
 def _pack_bfloats(values: list[float]) -> bytes:
-    words = struct.unpack(f"{len(values)}I", struct.pack(f"{len(values)}f", *values))
+    words = struct.unpack(f"{_ORDER}{len(values)}I", struct.pack(f"{_ORDER}{len(values)}f", *values))
     halves = array("H", map(_bfloat_bits, words))
     # The largest float32 values round up to infinity: refuse them as every other datatype does.
     for value, half in zip(values, halves, strict=True):

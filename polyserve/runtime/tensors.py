@@ -89,7 +89,7 @@ class Tensor:
     def __init__(
         self, name: str, datatype: str, shape: Sequence[int], data: Any, parameters: Mapping[str, Any] | None = None
     ) -> None:
-        if datatype not in ITEM_BYTES:
+        if datatype.__class__ is not str or datatype not in ITEM_BYTES:
             raise refusal(name, f"expected a datatype of {', '.join(DATATYPES)}, got {shorten(datatype)}")
         self.name = name
         self.datatype = datatype

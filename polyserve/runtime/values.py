@@ -273,7 +273,7 @@ def _fit(value: Any, spec: TensorSpec) -> Tensor:
     name = spec.name
     if hasattr(value, "isna") and not _is_frame(value):
         tensor = _column(value, name)
-    elif hasattr(value, "dtype") or _is_frame(value) or _is_array(value):
+    elif _is_array(value) or _is_frame(value):
         tensor = Tensor.from_numpy(name, _as_array(value))
     elif not isinstance(value, list | tuple) or any(map(_is_array, value)):
         tensor = _from_plain(name, value)
