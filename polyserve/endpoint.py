@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import random
-import re
 import ssl
 import threading
 import time
@@ -29,8 +27,9 @@ from polyserve.errors import (
     error_for,
     translating,
 )
-from polyserve.runtime import protocol, values
-from polyserve.runtime.messages import HTTP_STATUS, RequestError
+from polyserve.exchange import decode, encode
+from polyserve.failures import attempts, is_stale, reason_of, retry_after_of
+from polyserve.runtime.messages import RequestError
 from polyserve.runtime.signature import Signature
 from polyserve.transport import Connections
 
@@ -44,15 +43,6 @@ __all__ = ["Endpoint"]
 Duration: TypeAlias = timedelta | float
 
 _SLACK_S = 60.0
-_ATTEMPTS = 12
-_FIRST_WAIT_S = 0.05
-_LONGEST_WAIT_S = 5.0
-_CODE_OF_STATUS = {status: code for code, status in HTTP_STATUS.items()} | {
-    408: ErrorCode.DEADLINE_EXCEEDED,
-    409: ErrorCode.CONFLICT,
-    500: ErrorCode.INTERNAL,
-    502: ErrorCode.UNAVAILABLE,
-}
 
 
 class Endpoint:
@@ -85,7 +75,6 @@ class Endpoint:
         self._provider = provider
         self._invoker = provider.invoker
         self._path = f"/v2/models/{model}/infer"
-        self._outputs = {spec.name for spec in signature.outputs}
         self._address: Address | None = None
         # `time.time()` until which the address is good; in the past where it must be asked for again.
         self._fresh_until = 0.0
@@ -124,7 +113,8 @@ class Endpoint:
         """Send inputs to the model and return its answer.
 
         numpy arrays and data frames are answered with numpy arrays, lists and scalars with lists, a dict with what the model's own output
-        is; where there are several outputs, with a dict of them by name. A call that fails in a way that may pass is repeated until `timeout`.
+        is; where there are several outputs, with a dict of them by name. A call that fails in a way that may pass is
+        repeated until `timeout`.
 
         Args:
             data: The inputs: an array, nested lists, a DataFrame, rows (a list of dicts), or a dict by input name.
@@ -143,7 +133,7 @@ class Endpoint:
             InternalError: The model failed; its log has the reason under the request id.
         """
         request = self._request(data, outputs, request_id)
-        return self._answer(self.send(request, timeout=timeout), data, request)
+        return self._value(self.send(request, timeout=timeout), data, request)
 
     async def ainvoke(
         self,
@@ -159,7 +149,7 @@ class Endpoint:
             PolyserveError: As `invoke`.
         """
         request = self._request(data, outputs, request_id)
-        return self._answer(await self.asend(request, timeout=timeout), data, request)
+        return self._value(await self.asend(request, timeout=timeout), data, request)
 
     def send(self, request: Request, *, timeout: Duration | None = None) -> Response:
         """Send a request of the canonical kind, whatever its path, and return its response.
@@ -172,10 +162,10 @@ class Endpoint:
         try:
             return self._once(request, deadline)
         except PolyserveError as error:
-            if not (error.retryable or _stale(error)):
+            if not (error.retryable or is_stale(error)):
                 raise
             failure = error
-        if _stale(failure):
+        if is_stale(failure):
             try:
                 return self._once(request, deadline)
             except PolyserveError as error:
@@ -195,10 +185,10 @@ class Endpoint:
         try:
             return await self._aonce(request, deadline)
         except PolyserveError as error:
-            if not (error.retryable or _stale(error)):
+            if not (error.retryable or is_stale(error)):
                 raise
             failure = error
-        if _stale(failure):
+        if is_stale(failure):
             try:
                 return await self._aonce(request, deadline)
             except PolyserveError as error:
@@ -235,7 +225,7 @@ class Endpoint:
     def _patiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
         """Try again with growing pauses; the first attempt only replays the failure there already was."""
         first: PolyserveError | None = failure
-        for attempt in _attempts(deadline):
+        for attempt in attempts(deadline):
             with attempt:
                 if first is not None:
                     replayed, first = first, None
@@ -245,7 +235,7 @@ class Endpoint:
 
     async def _apatiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
         first: PolyserveError | None = failure
-        async for attempt in _attempts(deadline):
+        async for attempt in attempts(deadline):
             with attempt:
                 if first is not None:
                     replayed, first = first, None
@@ -275,45 +265,21 @@ class Endpoint:
         if self._address is address:
             self._fresh_until = 0.0
 
-    # --- values to requests and back ------------------------------------------------------------------------------------------------
+    # --- requests and their ids ------------------------------------------------------------------------------------------
 
     def _request(self, data: object, outputs: Sequence[str] | None, request_id: str | None) -> Request:
         if request_id is None:
             request_id = self._new_id()
-        if outputs is not None:
-            outputs = self._checked(outputs)
         try:
-            tensors = values.to_tensors(data, self.signature.inputs, self.signature.input_kind)
-            body, headers = protocol.format_request(tensors, binary=True, outputs=outputs)
+            body, headers = encode(data, self.signature, outputs)
         except RequestError as error:
             raise self._error(error.code, error.message, request_id) from error
         headers["x-request-id"] = request_id
         return Request(path=self._path, headers=headers, body=body, request_id=request_id)
 
-    def _checked(self, outputs: Sequence[str]) -> list[str]:
-        names = [outputs] if isinstance(outputs, str) else list(outputs)
-        unknown = [name for name in names if name not in self._outputs]
-        if not names or (unknown and self._outputs):
-            what = f"no output {unknown[0]!r}" if unknown else "an empty list of outputs"
-            there = ", ".join(spec.name for spec in self.signature.outputs)
-            raise InvalidArgumentError(
-                f"invoke {self.name!r}: the model has {what}; it has {there}", operation="invoke", resource=self.name
-            )
-        return names
-
-    def _answer(self, response: Response, data: object, request: Request) -> Any:
+    def _value(self, response: Response, data: object, request: Request) -> Any:
         try:
-            tensors, _ = protocol.parse_response(response.body, response.headers)
-            kind = self.signature.output_kind
-            if isinstance(data, dict):
-                if kind not in {"array", "list", "arrays"}:
-                    return values.from_tensors(tensors, kind)
-                lists = kind == "list"
-            else:
-                lists = isinstance(data, list | tuple | str | bytes | bool | int | float) and not _holds_arrays(data)
-            if len(tensors) == 1 and kind not in {"mapping", "arrays", "frame", "rows"}:
-                return tensors[0].tolist() if lists else tensors[0].numpy()
-            return {tensor.name: tensor.tolist() if lists else tensor.numpy() for tensor in tensors}
+            return decode(response, data, self.signature)
         except RequestError as error:
             message = f"the answer cannot be read: {error.message}"
             raise self._error(ErrorCode.INTERNAL, message, request.request_id) from error
@@ -359,17 +325,17 @@ class Endpoint:
             response = self._invoker.parse(address, reply)
         except Exception as error:
             ours = self._translated(error, request)
-            ours.retry_after = ours.retry_after or _retry_after(reply.headers)
+            ours.retry_after = ours.retry_after or retry_after_of(reply.headers)
             if ours.code is ErrorCode.UNAUTHENTICATED:
                 self._drop(address)
             raise ours from error
         if response.status < 400:
             return response
-        code, reason = _reason(response)
+        code, reason = reason_of(response)
         if code is ErrorCode.UNAUTHENTICATED:
             self._drop(address)
         raise self._error(
-            code, reason, response.headers.get("x-request-id") or request.request_id, _retry_after(response.headers)
+            code, reason, response.headers.get("x-request-id") or request.request_id, retry_after_of(response.headers)
         )
 
     def _translated(self, error: Exception, request: Request) -> PolyserveError:
@@ -525,13 +491,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _stale(error: PolyserveError) -> bool:
-    """Whether it may be the address that was wrong: nobody listens there any more, or the credential was replaced."""
-    return error.code is ErrorCode.UNAUTHENTICATED or (
-        error.code is ErrorCode.UNAVAILABLE and isinstance(error.__cause__, ConnectionError)
-    )
-
-
 def _good_until(address: Address) -> float:
     """Return the `time.time()` until which an address is used: a minute, or half its life, before it expires."""
     if address.expires_at is None:
@@ -541,80 +500,7 @@ def _good_until(address: Address) -> float:
     return max(end - min(_SLACK_S, (end - now) / 2), now + 1.0)
 
 
-def _holds_arrays(data: object) -> bool:
-    return isinstance(data, list | tuple) and bool(data) and hasattr(data[0], "__array__") and hasattr(data[0], "shape")
-
-
 def _positive(concurrency: int) -> int:
     if concurrency < 1:
         raise InvalidArgumentError(f"concurrency must be at least 1, got {concurrency!r}", operation="invoke")
     return concurrency
-
-
-def _attempts(deadline: float) -> Any:
-    """Return stamina's attempts, synchronous and asynchronous alike, with our pauses between them."""
-    import logging
-
-    import stamina
-
-    logger = logging.getLogger("stamina")
-    if not logger.handlers:
-        # A retry that succeeds is nobody's business unless logging is set up: Python would print it on standard error.
-        logger.addHandler(logging.NullHandler())
-    return stamina.retry_context(on=_pauses(deadline), attempts=_ATTEMPTS, timeout=None)
-
-
-def _pauses(deadline: float) -> Any:
-    """Return a hook that says how long to wait after an error, or that it is of no use."""
-    failures = count()
-
-    def pause(error: Exception) -> float | bool:
-        if not isinstance(error, PolyserveError) or not error.retryable:
-            return False
-        # Full jitter: callers that failed together do not come back together.
-        wait = random.uniform(0.0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** next(failures)))  # noqa: S311 - not a secret
-        if error.retry_after is not None:
-            wait = max(wait, error.retry_after.total_seconds())
-        return wait if time.monotonic() + wait < deadline else False
-
-    return pause
-
-
-def _retry_after(headers: Any) -> timedelta | None:
-    """Read a Retry-After header: seconds, or a date."""
-    text = headers.get("retry-after")
-    if not text:
-        return None
-    try:
-        return timedelta(seconds=max(0.0, float(text)))
-    except (ValueError, OverflowError):
-        pass
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
-    try:
-        at = parsedate_to_datetime(text)
-        return max(timedelta(0), (at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC))
-    except (TypeError, ValueError):
-        return None
-
-
-def _reason(response: Response) -> tuple[ErrorCode, str]:
-    """Return what kind of failure a response of status 400 or more is, and why."""
-    code = _CODE_OF_STATUS.get(response.status)
-    if code is None:
-        code = ErrorCode.INVALID_ARGUMENT if response.status < 500 else ErrorCode.UNAVAILABLE
-    try:
-        body = protocol.decode_json(response.body)
-        reason = body["error"]
-        if isinstance(reason, str):
-            told = body.get("code")
-            return ErrorCode(told) if told in ErrorCode.__members__ else code, reason
-    except (RequestError, KeyError, TypeError):
-        pass
-    # Not ours: a load balancer, a proxy, an error page. Its first line of text is what there is to go by.
-    text = re.sub(
-        r"<(script|style)\b.*?</\1>|<[^>]*>", "\n", response.body[:4096].decode("utf-8", "replace"), flags=re.S | re.I
-    )
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-    return code, f"HTTP {response.status}: {line[:200]}"

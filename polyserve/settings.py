@@ -29,11 +29,11 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyserve import registry
 from polyserve.errors import SettingsError
@@ -81,8 +81,8 @@ class Settings:
         request_bytes: Largest request body. By default 64 MiB, or the platform's limit if that is less.
         environment: Environment variables of the function; layers are merged name by name.
         options: The provider's own options, as its own settings type.
-        sources: Where each value came from, such as `"argument"`, `"environment: POLYSERVE_BUCKET"`, `"polyserve.toml: profiles.dev.bucket"`
-            or `"default"`, by key: `bucket`, `environment.NAME`, `aws.region`.
+        sources: Where each value came from, by key (`bucket`, `environment.NAME`, `aws.region`): `"argument"`, `"default"`, or the place,
+            such as `"environment: POLYSERVE_BUCKET"` or `"polyserve.toml: profiles.dev.bucket"`.
     """
 
     profile: str
@@ -100,25 +100,29 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """Settings that one place gave. `text` values are parsed to their type; others must already be of it."""
+    """Settings that one place gave: portable ones, and the options of providers by provider.
 
-    where: str
+    Attributes:
+        origin: What kind of place; variables are text and parsed to their type, all else must already be of it.
+        place: The file and the table within it, up to where a key follows.
+    """
+
+    origin: Literal["argument", "environment", "file"]
+    place: str = ""
     common: Mapping[str, Any]
     options: Mapping[str, Mapping[str, Any]]
-    text: bool = False
-    name: str = ""
 
     def locate(self, *keys: str) -> str:
         """Name the place of a key for people, the way they wrote it."""
-        if self.name == "argument":
-            return f"argument {keys[-1]}"
-        if self.text:
-            return f"environment: {_PREFIX}{'_'.join(keys).upper().replace('-', '_')}"
-        return f"{self.where}{'.'.join(keys)}"
+        if self.origin == "argument":
+            return f"argument {'.'.join(keys)}"
+        if self.origin == "environment":
+            return f"environment: {_variable(*keys)}"
+        return f"{self.place}{'.'.join(keys)}"
 
-    def source(self, *keys: str) -> str:
-        """Name the place of a key for `Settings.sources`."""
-        return "argument" if self.name == "argument" else self.locate(*keys)
+    def locate_option(self, provider: str, key: str) -> str:
+        """Name the place of a provider's option."""
+        return self.locate("options" if self.origin == "argument" else provider, key)
 
 
 def resolve(
@@ -140,7 +144,8 @@ def resolve(
         options: Options of the provider itself.
         cwd: Where the search for the files starts, upwards; the working directory by default.
         environ: The environment; the process's own by default.
-        **overrides: `bucket`, `memory_mb`, `timeout_s`, `min_instances`, `max_instances`, `request_bytes`, `environment`; `None` is "not given".
+        **overrides: `bucket`, `memory_mb`, `timeout_s`, `min_instances`, `max_instances`, `request_bytes`, `environment`; one that is
+            `None` is not given.
 
     Returns:
         The settings, complete and validated.
@@ -154,13 +159,9 @@ def resolve(
     files = list(_files(Path.cwd() if cwd is None else Path(cwd)))
     chosen = _profile(profile, environ, files)
     arguments = {"provider": provider, **overrides}
+    given = {key: value for key, value in arguments.items() if value is not None}
     layers = [
-        _Layer(
-            where="",
-            name="argument",
-            common={key: value for key, value in arguments.items() if value is not None},
-            options={},
-        ),
+        _Layer(origin="argument", common=given, options={}),
         _environment(environ),
         *_tables(chosen, files),
     ]
@@ -178,13 +179,16 @@ def resolve(
             f"min_instances is {values['min_instances']} ({sources['min_instances']}) but max_instances is "
             f"{values['max_instances']} ({sources['max_instances']}): raise one or lower the other"
         )
-    if options:
-        layers[0] = _Layer(where="", name="argument", common=layers[0].common, options={info.name: options})
-    own = _options(info.name, registry.settings_type(info), layers, environ, sources)
+    own_layers = [
+        replace(layers[0], options={info.name: options or {}}),
+        replace(layers[1], options={info.name: _option_variables(info.name, registry.settings_type(info), environ)}),
+        *layers[2:],
+    ]
+    own = _options(info.name, registry.settings_type(info), own_layers, sources)
     return Settings(profile=chosen, options=own, sources=MappingProxyType(sources), **values)
 
 
-# --- where settings are written -------------------------------------------------------------------------------------------------------------
+# --- where settings are written ----------------------------------------------------------------------------------------------------------
 
 
 def _files(cwd: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -251,7 +255,7 @@ def _tables(profile: str, files: Iterable[tuple[str, Mapping[str, Any]]]) -> Ite
         yield _layer(where, {key: value for key, value in table.items() if key not in {"profile", "profiles"}})
 
 
-def _layer(where: str, table: Mapping[str, Any]) -> _Layer:
+def _layer(place: str, table: Mapping[str, Any]) -> _Layer:
     """Split a table into portable settings and tables of providers."""
     common: dict[str, Any] = {}
     options: dict[str, Mapping[str, Any]] = {}
@@ -259,11 +263,11 @@ def _layer(where: str, table: Mapping[str, Any]) -> _Layer:
     for key, value in table.items():
         if key in providers and key not in _DEFAULTS:
             if not isinstance(value, dict):
-                raise _refused(f"{where}{key}: expected a table of options, got {_shown(value)}")
+                raise _refused(f"{place}{key}: expected a table of options, got {_shown(value)}")
             options[key] = value
         else:
             common[key] = value
-    return _Layer(where=where, common=common, options=options)
+    return _Layer(origin="file", place=place, common=common, options=options)
 
 
 def _environment(environ: Mapping[str, str]) -> _Layer:
@@ -277,10 +281,10 @@ def _environment(environ: Mapping[str, str]) -> _Layer:
             common[known[name]] = text
         elif name != f"{_PREFIX}PROFILE":
             _refuse_misspelt(name, [*known, f"{_PREFIX}PROFILE"])
-    return _Layer(where="", common=common, options={}, text=True)
+    return _Layer(origin="environment", common=common, options={})
 
 
-# --- what may be written --------------------------------------------------------------------------------------------------------------------
+# --- what may be written -----------------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -306,15 +310,14 @@ def _types() -> Mapping[str, Any]:
 
 def _check_names(layer: _Layer) -> None:
     """Refuse a key that nobody would read."""
-    for key in layer.common:
+    for key, value in layer.common.items():
         if key in _DEFAULTS:
             continue
         if _CREDENTIAL.search(key.lower()):
             raise _credential(layer.locate(key))
-        if not layer.name and isinstance(layer.common[key], dict):
-            known = [*_DEFAULTS, "profiles", *registry.providers()]
-        else:
-            known = [*_DEFAULTS, *(() if layer.name else ("profile",))]
+        known = [*_DEFAULTS, *(("profile",) if layer.origin == "argument" else ())]
+        if layer.origin == "file":
+            known = [*_DEFAULTS, "profile", *(("profiles", *registry.providers()) if isinstance(value, dict) else ())]
         raise _refused(f"{layer.locate(key)}: unknown key {key!r}{_nearest(key, known)}; known are {', '.join(known)}")
 
 
@@ -324,9 +327,9 @@ def _first(key: str, layers: Iterable[_Layer], sources: dict[str, str]) -> Any:
     sources[key] = "default"
     for layer in layers:
         if key in layer.common:
-            value = _valid(layer.common[key], _types()[key], layer.locate(key), text=layer.text)
+            value = _valid(layer.common[key], _types()[key], layer.locate(key), text=layer.origin == "environment")
             if sources[key] == "default":
-                found, sources[key] = value, layer.source(key)
+                found, sources[key] = value, _source(layer, layer.locate(key))
     return found
 
 
@@ -341,52 +344,54 @@ def _merged_environment(layers: Iterable[_Layer], sources: dict[str, str]) -> Ma
             # Numbers and booleans are refused, not converted: TOML's `true` and `1.0` have no one spelling in an environment.
             text = _valid(value, str, layer.locate("environment", str(name)), text=False)
             if name not in merged:
-                merged[name], sources[f"environment.{name}"] = text, layer.source("environment", name)
+                merged[name], sources[f"environment.{name}"] = text, _source(layer, layer.locate("environment", name))
     return MappingProxyType(dict(sorted(merged.items())))
 
 
+def _option_variables(provider: str, kind: type[msgspec.Struct], environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Read a provider's options out of the environment."""
+    import msgspec
+
+    known = {_variable(provider, each.encode_name): each.encode_name for each in msgspec.structs.fields(kind)}
+    written: dict[str, str] = {}
+    for name, text in environ.items():
+        if not name.startswith(_variable(provider, "")) or not text:
+            continue
+        if name in known:
+            written[known[name]] = text
+        elif _CREDENTIAL.search(name.lower()):
+            raise _credential(f"environment: {name}")
+        else:
+            _refuse_misspelt(name, known)
+    return written
+
+
 def _options(
-    provider: str,
-    kind: type[msgspec.Struct],
-    layers: Iterable[_Layer],
-    environ: Mapping[str, str],
-    sources: dict[str, str],
+    provider: str, kind: type[msgspec.Struct], layers: Iterable[_Layer], sources: dict[str, str]
 ) -> msgspec.Struct:
     """Validate the provider's own options, key by key so that each error names its place, then together."""
     import msgspec
 
-    fields = {each.encode_name: each.type for each in msgspec.structs.fields(kind)}
-    prefix = f"{_PREFIX}{_as_variable(provider)}_"
-    variables = {f"{prefix}{_as_variable(key)}": key for key in fields}
-    written: dict[str, Any] = {}
-    for name, text in environ.items():
-        if name.startswith(prefix) and text:
-            if name in variables:
-                written[variables[name]] = text
-            elif _CREDENTIAL.search(name.lower()):
-                raise _credential(f"environment: {name}")
-            else:
-                _refuse_misspelt(name, variables)
+    fields = {each.encode_name: each for each in msgspec.structs.fields(kind)}
     merged: dict[str, Any] = {}
     for layer in layers:
-        given = written if layer.text else layer.options.get(provider, {})
-        for key, value in given.items():
-            where = layer.locate(key if layer.name else f"{provider}_{key}" if layer.text else f"{provider}.{key}")
+        for key, value in layer.options.get(provider, {}).items():
+            where = layer.locate_option(provider, key)
             if _CREDENTIAL.search(key.lower()):
                 raise _credential(where)
             if key not in fields:
-                known = ", ".join(sorted(fields)) or "none"
+                known = f"known are {', '.join(sorted(fields)) or 'none'}"
                 raise _refused(
-                    f"{where}: unknown option {key!r} of provider {provider!r}{_nearest(key, fields)}; known are {known}"
+                    f"{where}: unknown option {key!r} of provider {provider!r}{_nearest(key, fields)}; {known}"
                 )
-            valid = _valid(value, fields[key], where, text=layer.text)
-            if key not in merged:
-                merged[key] = valid
-                sources[f"{provider}.{key}"] = "argument" if layer.name else where
-    sources.update({f"{provider}.{key}": "default" for key in fields if key not in merged})
-    names = {each.encode_name: each.name for each in msgspec.structs.fields(kind)}
+            valid = _valid(value, fields[key].type, where, text=layer.origin == "environment")
+            if fields[key].name not in merged:
+                merged[fields[key].name] = valid
+                sources[f"{provider}.{key}"] = _source(layer, where)
+    for key in fields:
+        sources.setdefault(f"{provider}.{key}", "default")
     try:
-        return kind(**{names[key]: value for key, value in merged.items()})
+        return kind(**merged)
     except (TypeError, ValueError) as error:
         raise _refused(f"options of provider {provider!r}: {error}") from error
 
@@ -409,7 +414,7 @@ def _valid(value: Any, kind: Any, where: str, *, text: bool) -> Any:
         raise _refused(f"{where}: not valid JSON: {error}") from error
 
 
-# --- how mistakes are told ------------------------------------------------------------------------------------------------------------------
+# --- how mistakes are told ---------------------------------------------------------------------------------------------------------------
 
 
 def _refuse_credentials(where: str, table: Mapping[str, Any]) -> None:
@@ -446,8 +451,13 @@ def _shown(value: object) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-def _as_variable(key: str) -> str:
-    return key.upper().replace("-", "_")
+def _variable(*keys: str) -> str:
+    """Return the environment variable of a key."""
+    return f"{_PREFIX}{'_'.join(keys)}".upper().replace("-", "_")
+
+
+def _source(layer: _Layer, where: str) -> str:
+    return "argument" if layer.origin == "argument" else where
 
 
 def _refused(message: str) -> SettingsError:

@@ -1,7 +1,7 @@
 """Many calls in flight, answers in order, memory bounded: what `Endpoint.map` and `Endpoint.amap` are made of.
 
-Knows only an asynchronous function of one argument. `map_in_loop` runs on the event loop of its caller; `map_in_thread` has a loop on a thread of
-its own, so that it works where a loop already runs (a notebook) and the answers come in while the caller is busy with the last one.
+Knows only an asynchronous function of one argument. `map_in_loop` runs on the event loop of its caller; `map_in_thread` has a loop on a
+thread of its own, so that it works where a loop already runs (a notebook) and answers come in while the caller is busy with the last one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Iterator
 from operator import length_hint
 from typing import Any, TypeVar
 
@@ -30,6 +30,26 @@ class _Slot:
         self.answer: Any = None
         self.error: BaseException | None = None
         self.done = False
+
+
+class _Source:
+    """Inputs as slots, up to an error of their own, which is kept until the answers to those before it have been given."""
+
+    def __init__(self, inputs: Iterator[object]) -> None:
+        self._inputs = inputs
+        self._ended = False
+        self.error: Exception | None = None
+
+    def take(self, most: int) -> list[_Slot]:
+        slots: list[_Slot] = []
+        while len(slots) < most and not self._ended:
+            try:
+                slots.append(_Slot(next(self._inputs)))
+            except StopIteration:
+                self._ended = True
+            except Exception as error:
+                self.error, self._ended = error, True
+        return slots
 
 
 class _Worker:
@@ -110,40 +130,24 @@ class _Worker:
 def map_in_thread(call: Call[Answer], inputs: Iterable[object], *, concurrency: int) -> Generator[Answer]:
     """Yield `await call(each)` for each input, in order.
 
-    Up to `concurrency` calls are in flight, and up to twice as many inputs are read and not yet answered to the caller. The inputs are read in
-    the caller's thread.
+    Up to `concurrency` calls are in flight, and up to twice as many inputs are read whose answers the caller does not have. The inputs are
+    read in the caller's thread.
     """
-    source = iter(inputs)
+    source = _Source(iter(inputs))
     window: deque[_Slot] = deque()
-    failure: BaseException | None = None
     worker: _Worker | None = None
-    exhausted = False
     try:
         while True:
-            # Refilled by the half window, so that the loop's thread is woken once for many inputs; the first half at once.
-            if not exhausted and len(window) <= concurrency:
-                fresh: list[_Slot] = []
-                while len(window) < 2 * concurrency:
-                    try:
-                        slot = _Slot(next(source))
-                    except StopIteration:
-                        exhausted = True
-                        break
-                    except Exception as error:
-                        # Raised where it stands in the order: after the answers to the inputs before it.
-                        failure, exhausted = error, True
-                        break
-                    fresh.append(slot)
-                    window.append(slot)
+            # Refilled by the half window, so that the loop's thread is woken once for many inputs.
+            if len(window) <= concurrency:
+                fresh = source.take(2 * concurrency - len(window))
+                window.extend(fresh)
                 if fresh:
                     worker = worker or _Worker(call, concurrency)
                     worker.submit(fresh)
-            if not window:
-                if failure is not None:
-                    raise failure
-                return
+            if not window or worker is None:
+                break
             slot = window.popleft()
-            assert worker is not None
             if not slot.done:
                 worker.wait(slot)
             if slot.error is not None:
@@ -152,6 +156,8 @@ def map_in_thread(call: Call[Answer], inputs: Iterable[object], *, concurrency: 
     finally:
         if worker is not None:
             worker.close()
+    if source.error is not None:
+        raise source.error
 
 
 async def map_in_loop(
@@ -161,31 +167,24 @@ async def map_in_loop(
     source = _as_async(inputs)
     window: deque[asyncio.Task[Answer]] = deque()
     limit = asyncio.Semaphore(concurrency)
+    failure: Exception | None = None
+    ended = False
 
     async def one(data: object) -> Answer:
         async with limit:
             return await call(data)
 
-    failure: BaseException | None = None
-    exhausted = False
     try:
-        while True:
-            while not exhausted and len(window) < 2 * concurrency:
+        while window or not ended:
+            # A slow source must not hold back an answer that is there.
+            if not ended and len(window) < 2 * concurrency and not (window and window[0].done()):
                 try:
-                    data = await anext(source)
+                    window.append(asyncio.create_task(one(await anext(source))))
                 except StopAsyncIteration:
-                    exhausted = True
+                    ended = True
                 except Exception as error:
-                    failure, exhausted = error, True
-                else:
-                    window.append(asyncio.create_task(one(data)))
-                    if window[0].done():
-                        # A slow source must not hold back an answer that is there.
-                        break
-            if not window:
-                if failure is not None:
-                    raise failure
-                return
+                    failure, ended = error, True
+                continue
             # Popped only when it is done: were the wait cancelled, it would be cancelled below with the others.
             await asyncio.wait((window[0],))
             yield window.popleft().result()
@@ -194,6 +193,8 @@ async def map_in_loop(
             task.cancel()
         await asyncio.gather(*window, return_exceptions=True)
         await source.aclose()
+    if failure is not None:
+        raise failure
 
 
 async def _as_async(inputs: Iterable[object] | AsyncIterable[object]) -> AsyncGenerator[object]:

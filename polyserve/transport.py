@@ -1,9 +1,9 @@
 """HTTP/1.1 to a deployed function from many threads: connections that are kept, one deadline, nothing that is not needed.
 
-`httpx.Client` spends four times as long on a small call as the socket under it, so the common case has a connection of its own here, and httpx
-stays for what it is good at: proxies and certificate stores. `polyserve.transport_async` is the same for event loops. Both take an `HttpCall` and
-a deadline, return an `HttpReply` or raise ConnectionError or TimeoutError, follow no redirect, keep no cookie and retry nothing but a kept
-connection that the server had closed in the meantime. Knows no provider and no model.
+`httpx.Client` spends four times as long on a small call as the socket under it, so the common case has a connection of its own here, and
+httpx stays for what it is good at: proxies and certificate stores. `polyserve.transport_async` is the same for event loops. Both take an
+`HttpCall` and a deadline, return an `HttpReply` or raise ConnectionError or TimeoutError, follow no redirect, keep no cookie and retry
+nothing but a kept connection that the server had closed in the meantime. Knows no provider and no model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HTTP/1.1 to a deployed function from an event loop: aiohttp, many calls in flight on one thread.
 
-`httpx.AsyncClient` gets slower the more calls are in flight; aiohttp does not. One `LoopConnections` belongs to one event loop and is closed with
-it. The promise is that of `polyserve.transport`: the same arguments, answers and errors.
+`httpx.AsyncClient` gets slower the more calls are in flight; aiohttp does not. One `LoopConnections` belongs to one event loop and is
+closed with it. The promise is that of `polyserve.transport`: the same arguments, answers and errors.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/client.py [--json] [--rounds N]
 
-The server is a minimal asyncio protocol in a process of its own that answers every request with the same small binary answer, so that the client is
-what is measured. Rounds of all cases are interleaved and medians are taken over rounds.
+The server is a minimal asyncio protocol in a process of its own that answers every request with the same small binary answer, so that the
+client is what is measured. Rounds of all cases are interleaved and medians are taken over rounds.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ def serve() -> None:
 def _answer() -> tuple[bytes, bytes]:
     tensors = [Tensor.from_numpy("predict", np.array([0]))]
     body, headers = protocol.format_infer(tensors, model="iris", version="1", binary=frozenset({"predict"}))
-    headers = {**headers, "content-length": str(len(body)), "x-polyserve-revision": "1", "server-timing": "total;dur=0.1"}
+    headers = {
+        **headers,
+        "content-length": str(len(body)),
+        "x-polyserve-revision": "1",
+        "server-timing": "total;dur=0.1",
+    }
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode(), body
 
 
@@ -212,7 +217,8 @@ def main() -> None:
     for name, value in medians.items():
         print(f"{name:26} {value:9.1f} {1e6 / value:9.0f}")
     print(f"\ninvoke takes {result['invoke_over_httpx']} of a bare httpx.Client.post ({result['invoke_adds_us']:+} us)")
-    print(f"with {IN_FLIGHT} in flight, calls/s of a plain httpx.AsyncClient: ainvoke x{result['ainvoke_times_httpx']}, map x{result['map_times_httpx']}")
+    beside = f"ainvoke x{result['ainvoke_times_httpx']}, map x{result['map_times_httpx']}"
+    print(f"with {IN_FLIGHT} in flight, calls/s beside a plain httpx.AsyncClient: {beside}")
 
 
 if __name__ == "__main__":

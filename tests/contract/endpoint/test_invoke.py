@@ -373,7 +373,7 @@ def test_a_closed_endpoint_refuses_and_says_what_to_do(bench):
     with bench.endpoint(bench.server()) as endpoint:
         endpoint.invoke(ROWS)
 
-    with pytest.raises(FailedPreconditionError, match="polyserve.connect"):
+    with pytest.raises(FailedPreconditionError, match=r"polyserve\.connect"):
         endpoint.invoke(ROWS)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import threading
 import time
 
@@ -122,10 +123,10 @@ def test_an_error_of_the_inputs_is_raised_after_the_answers_before_it(bench):
         yield from (rows(number) for number in range(5))
         raise OSError("the disk is gone")
 
-    answers = []
+    stream = bench.endpoint(bench.server()).map(source(), concurrency=4, progress=False)
+    answers = [next(stream)[0] for _ in range(5)]
     with pytest.raises(OSError, match="the disk is gone"):
-        for answer in bench.endpoint(bench.server()).map(source(), concurrency=4, progress=False):
-            answers.append(answer[0])
+        next(stream)
 
     assert answers == [0.0, 4.0, 8.0, 12.0, 16.0]
     assert threads() == []
@@ -138,10 +139,10 @@ def test_an_error_of_asynchronous_inputs_is_raised_after_the_answers_before_it(b
         raise OSError("the disk is gone")
 
     async def main():
-        answers = []
+        stream = bench.endpoint(bench.server()).amap(source(), concurrency=4)
+        answers = [(await anext(stream))[0] for _ in range(5)]
         with pytest.raises(OSError, match="the disk is gone"):
-            async for answer in bench.endpoint(bench.server()).amap(source(), concurrency=4):
-                answers.append(answer[0])
+            await anext(stream)
         return answers
 
     assert asyncio.run(main()) == [0.0, 4.0, 8.0, 12.0, 16.0]
@@ -177,9 +178,7 @@ def test_an_interrupt_cancels_what_is_in_flight_and_ends_the_thread(bench):
     over = threading.Event()
 
     def interrupt(exchange):
-        import _thread
-
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         over.wait(20)
 
     server = bench.server(interrupt)
