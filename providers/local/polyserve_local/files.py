@@ -476,7 +476,8 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
 
 def _copy_in(body: BinaryIO, fd: int) -> int:
     """Write what is left of a body to a descriptor and return how many bytes that was."""
-    if isinstance(body, io.BytesIO):
+    # Not its subclasses, whose read may do more.
+    if type(body) is io.BytesIO:
         with body.getbuffer() as view:
             rest = view[body.tell() :]
             _write_all(fd, rest)

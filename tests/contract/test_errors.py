@@ -1,0 +1,7 @@
+"""The contract of errors over every provider."""
+
+from polyserve.testing.errors import ErrorContract
+
+
+class TestErrors(ErrorContract):
+    pass

@@ -1,0 +1,7 @@
+"""The contract of `ProviderInfo` over every provider."""
+
+from polyserve.testing.info import InfoContract
+
+
+class TestInfo(InfoContract):
+    pass

@@ -1,0 +1,7 @@
+"""The contract of object stores over every provider."""
+
+from polyserve.testing.stores import ObjectStoreContract
+
+
+class TestStore(ObjectStoreContract):
+    pass
