@@ -5,6 +5,7 @@ Whether a gateway lives is told by a lock, never by a pid or by a port that answ
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import http.client
 import json
@@ -106,10 +107,8 @@ class Gateway:
         if contact.version != polyserve.__version__:
             # A gateway of another version would not understand us. It leaves its instances running; ours adopts them.
             with_reason = {"version": polyserve.__version__}
-            try:
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
                 _exchange(contact, "retire", with_reason)
-            except (OSError, http.client.HTTPException, ValueError):
-                pass
             return None
         return contact
 

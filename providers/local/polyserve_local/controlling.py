@@ -54,7 +54,7 @@ class ControlServer:
         fields = {"pid": os.getpid(), "port": port, "token": self._token, "version": self._version}
         write_atomic(contact, json.dumps(fields).encode())
 
-    async def close(self, contact: Path) -> None:
+    def close(self, contact: Path) -> None:
         """Stop listening."""
         contact.unlink(missing_ok=True)
         if self._server is not None:

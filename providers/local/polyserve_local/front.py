@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import hmac
 import math
-import random
+import os
 import re
 import secrets
 import socket
@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING
 from polyserve.runtime.messages import HTTP_STATUS, ErrorCode, error_body
 
 if TYPE_CHECKING:
-    from polyserve_local.supervisor import Function, Revision
+    from polyserve_local.revisions import Revision
+    from polyserve_local.supervisor import Function
 
 HEAD_BYTES = 64 * 1024
 HEAD_S = 10.0
-IDLE_S = 75.0
+# A connection is kept 75 s without a request, or one slice once traffic is not split any more.
+IDLE_SLICES = 75
+IDLE_SLICE_S = 1.0
 CHUNK = 256 * 1024
 REPEATABLE_BYTES = 1 << 20
 MOST_ACCEPTED = 64
@@ -116,8 +119,7 @@ class Front:
         try:
             open_ = True
             while open_:
-                async with asyncio.timeout(IDLE_S):
-                    head = await _read_head(reader)
+                head = await self._next(reader)
                 if head is None:
                     break
                 open_ = await self._answer(head, reader, writer, failed)
@@ -129,6 +131,17 @@ class Front:
         finally:
             self._open.discard(writer)
             await _close(writer)
+
+    async def _next(self, reader: asyncio.StreamReader) -> _Head | None:
+        """Read the next request's head; `None` where the caller has gone, or idles and could be served better elsewhere."""
+        for _ in range(IDLE_SLICES):
+            with contextlib.suppress(TimeoutError):
+                # What was read before the time was over stays in the reader.
+                async with asyncio.timeout(IDLE_SLICE_S):
+                    return await _read_head(reader)
+            if self._function.target() is not None:
+                break
+        return None
 
     async def _answer(
         self, head: _Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, failed: Revision | None
@@ -143,7 +156,7 @@ class Front:
         revision = self._pick(head)
         body, more = await _read_body(head, reader)
         try:
-            return await self._pass(head, body, more, reader, writer, revision) and head.keeps_open
+            return await self._pass(head, body, reader if more else None, writer, revision) and head.keeps_open
         except _Lost:
             message = f"the instance of revision {revision} ended before it answered: send the request again"
             await self._say(writer, head, ErrorCode.UNAVAILABLE, message, wait=0.1)
@@ -169,10 +182,8 @@ class Front:
         """Return the revision that a request goes to."""
         weights = self._function.state.weights
         request_id = head.headers.get("x-request-id", "")
-        if request_id:
-            place = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) % BUCKETS
-        else:
-            place = random.randrange(BUCKETS)  # noqa: S311 - a share of traffic, not a secret
+        chance = hashlib.sha256(request_id.encode()).digest()[:8] if request_id else os.urandom(8)
+        place = int.from_bytes(chance) % BUCKETS
         total = sum(weights.values())
         for number, weight in weights.items():
             place -= weight * BUCKETS // total
@@ -184,8 +195,7 @@ class Front:
         self,
         head: _Head,
         body: bytes,
-        more: bool,
-        reader: asyncio.StreamReader,
+        rest: asyncio.StreamReader | None,
         writer: asyncio.StreamWriter,
         revision: int,
     ) -> bool:
@@ -195,8 +205,8 @@ class Front:
             try:
                 upstream.writer.write(_without_hop(head) + body)
                 await upstream.writer.drain()
-                if more:
-                    await _copy_body(head, reader, upstream.writer)
+                if rest is not None:
+                    await _copy_body(head, rest, upstream.writer)
                 answer = await _read_answer(upstream.reader)
             except (OSError, _Malformed, asyncio.IncompleteReadError):
                 answer = None
@@ -204,9 +214,11 @@ class Front:
                 break
             upstream.writer.close()
             # A kept connection that was closed just now never saw the request. A fresh one did: its instance died.
-            if not upstream.reused or more:
+            if not upstream.reused or rest is not None:
                 raise _Lost
-        writer.write(answer.raw)
+        # Once the split is over the caller does better without us: its next connection goes to an instance.
+        leave = self._function.target() is not None
+        writer.write(_last(answer) if leave else answer.raw)
         bare = head.method == "HEAD" or answer.status in {204, 304}
         try:
             bounded = bare or await _copy_body(answer, upstream.reader, writer, to_end=True)
@@ -219,7 +231,7 @@ class Front:
             self._idle.setdefault(revision, []).append(upstream)
         else:
             upstream.writer.close()
-        return bounded and answer.keeps_open
+        return bounded and answer.keeps_open and not leave
 
     async def _connect(self, number: int) -> _Upstream:
         idle = self._idle.get(number, [])
@@ -315,6 +327,12 @@ def _without_hop(head: _Head) -> bytes:
     ]
     kept[0] = kept[0].replace(b"HTTP/1.0", b"HTTP/1.1")
     return b"\r\n".join(kept) + b"\r\n\r\n"
+
+
+def _last(answer: _Head) -> bytes:
+    """Return an answer's head as the last one of its connection."""
+    lines = [line for line in answer.raw[:-4].split(b"\r\n") if line.partition(b":")[0].lower() != b"connection"]
+    return b"\r\n".join(lines) + b"\r\nconnection: close\r\n\r\n"
 
 
 async def _read_body(head: _Head, reader: asyncio.StreamReader) -> tuple[bytes, bool]:

@@ -2,9 +2,10 @@
 
     python -m polyserve_local.gateway HOME
 
-It takes the home's lock or leaves at once, takes over what a gateway before it left running, then answers the control interface on loopback.
-The process that was started returns when its child answers (exit 0), or cannot (exit 1, the reason in the log): that is the readiness event.
-Nothing is lost when it is killed: what is wanted is in files, instances answer without it and hand their sockets to the next one.
+It takes the home's lock or leaves at once, takes over what a gateway before it left running, then answers the control
+interface on loopback. The process that was started returns when its child answers (exit 0), or cannot (exit 1, the reason
+in the log): that is the readiness event. Nothing is lost when it is killed: what is wanted is in files, instances answer
+without it and hand their sockets to the next one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ class Gateway:
                     await asyncio.wait_for(self._over.wait(), self._pause())
         finally:
             # Callers that are not answered yet lose their connection and ask the next gateway.
-            await self._control.close(self._places.contact)
+            self._control.close(self._places.contact)
             for function in self._functions.values():
                 function.detach()
 
@@ -188,7 +190,7 @@ class Gateway:
         if verb == "list":
             return [status_to_dict(self._functions[name].status()) for name in sorted(self._functions)]
         if verb == "retire":
-            print(f"leaving to a gateway of version {body['version']}", flush=True)
+            say(f"leaving to a gateway of version {body['version']}")
             asyncio.get_running_loop().call_soon(self._over.set)
             return {}
         function = self._functions.get(body["name"])
@@ -198,6 +200,9 @@ class Gateway:
             return status_to_dict(function.status())
         if verb == "resolve":
             return self._resolve(function, body["revision"])
+        return await self._change(function, verb, body)
+
+    async def _change(self, function: Function, verb: str, body: Mapping[str, Any]) -> Any:
         async with function.changing:
             if function.state.deleting:
                 raise GatewayError(ErrorCode.NOT_FOUND, f"there is no function {body['name']!r}")
@@ -253,6 +258,12 @@ class Gateway:
         return {"url": f"http://127.0.0.1:{port}", "token": function.state.token}
 
 
+def say(words: str) -> None:
+    """Write a line to the gateway's log, which its standard error is."""
+    sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {words}\n")
+    sys.stderr.flush()
+
+
 def take_lock(places: Places) -> int | None:
     """Take the home's lock; `None` where another gateway has it. Held until the process ends, however it ends."""
     descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -281,7 +292,7 @@ def serve(places: Places, *, linger_s: float, answering: Any) -> None:
         return
     # What it says is of a gateway that is gone.
     places.contact.unlink(missing_ok=True)
-    print(f"gateway of {places.home}: pid {os.getpid()}, version {polyserve.__version__}", flush=True)
+    say(f"gateway of {places.home}: pid {os.getpid()}, version {polyserve.__version__}")
     asyncio.run(Gateway(places, linger_s=linger_s).run(answering))
     os.close(lock)
 

@@ -13,7 +13,8 @@ from polyserve_local.places import Places
 def inventory(home: Path) -> list[str]:
     """Return what there is in a home, each as a line for people; empty once everything was deleted.
 
-    Caches (environments), the gateway's lock and its log are not counted: they belong to no deployment and stay. A gateway that lives counts.
+    Caches (environments), the gateway's lock and its log are not counted: they belong to no deployment and stay. A gateway
+    that lives counts.
     """
     places = Places(home)
     found = [f"{kind} {path.relative_to(home)}" for kind, path in _files(places)]
