@@ -65,11 +65,13 @@ def listener(begin: Callable[[str], Step], kinds: list[str]) -> Callable[[Event]
 
     def on_event(event: Event) -> None:
         kind = event.step.value
+        # What follows a colon are particulars, and a step is one short line.
+        title = event.detail.partition(": ")[0] or kind
         if event.state == "start":
-            running[kind] = begin(event.detail or kind)
+            running[kind] = begin(title)
             return
         kinds.append(kind)
-        running.pop(kind).done(event.detail or kind, seconds=event.seconds)
+        running.pop(kind).done(title, seconds=event.seconds)
 
     return on_event
 
