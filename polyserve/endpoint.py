@@ -8,25 +8,19 @@ cheap: nothing here imports a retry library, a progress bar or an event loop bef
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import ssl
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from polyserve.addresses import CurrentAddress
 from polyserve.driver import Address, ErrorCode, HttpCall, HttpReply, Provider, Request, Response
-from polyserve.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-    PolyserveError,
-    error_for,
-    translating,
-)
+from polyserve.errors import InvalidArgumentError, PolyserveError, error_for, translating
 from polyserve.exchange import decode, encode
 from polyserve.failures import attempts, is_stale, reason_of, retry_after_of
 from polyserve.runtime.messages import RequestError
@@ -42,11 +36,9 @@ __all__ = ["Endpoint"]
 
 Duration: TypeAlias = timedelta | float
 
-_SLACK_S = 60.0
-
 
 class Endpoint:
-    """One deployment, or one revision of it, to invoke. Safe to use from many threads and event loops; not across processes.
+    """One deployment, or one revision of it, to invoke. Safe to use from many threads and event loops, and after a fork.
 
     Args:
         provider: The provider it runs on.
@@ -75,18 +67,14 @@ class Endpoint:
         self._provider = provider
         self._invoker = provider.invoker
         self._path = f"/v2/models/{model}/infer"
-        self._address: Address | None = None
-        # `time.time()` until which the address is good; in the past where it must be asked for again.
-        self._fresh_until = 0.0
-        self._closed = False
+        self._addresses = CurrentAddress(provider, name, revision)
         self._connections = Connections()
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopConnections] = weakref.WeakKeyDictionary()
         self._start()
         _ENDPOINTS.add(self)
 
     def _start(self) -> None:
-        """Make what no two processes may share."""
-        self._lock = threading.Lock()
+        """Make what no two processes may have the same: where request ids count from."""
         self._prefix = os.urandom(8).hex()
         self._numbers = count(1)
 
@@ -198,9 +186,7 @@ class Endpoint:
         return await self._apatiently(request, deadline, failure)
 
     def _once(self, request: Request, deadline: float) -> Response:
-        address = self._address
-        if address is None or time.time() >= self._fresh_until:
-            address = self._find()
+        address = self._addresses.known() or self._addresses.find()
         call = self._prepare(address, request)
         try:
             reply = self._connections.send(call, deadline)
@@ -209,18 +195,16 @@ class Endpoint:
         return self._read(address, reply, request)
 
     async def _aonce(self, request: Request, deadline: float) -> Response:
-        address = self._address
-        if address is None or time.time() >= self._fresh_until:
+        address = self._addresses.known()
+        if address is None:
             # Finding may start a gateway or ask a cloud: the loop goes on meanwhile.
-            address = await asyncio.to_thread(self._find)
+            address = await asyncio.to_thread(self._addresses.find)
         call = self._prepare(address, request)
         try:
             reply = await self._loop_connections().send(call, deadline)
         except (OSError, ValueError) as error:
             raise self._lost(address, request, error) from error
         return self._read(address, reply, request)
-
-    # --- patience -------------------------------------------------------------------------------------------------------------------
 
     def _patiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
         """Try again with growing pauses; the first attempt only replays the failure there already was."""
@@ -242,28 +226,6 @@ class Endpoint:
                     raise replayed
                 return await self._aonce(request, deadline)
         raise AssertionError("a retry context ends by returning or raising")
-
-    # --- addresses ------------------------------------------------------------------------------------------------------------------
-
-    def _find(self) -> Address:
-        """Return the address, asking the provider where there is none that is still good; once for all threads that wait for it."""
-        with self._lock:
-            if self._closed:
-                message = (
-                    f"the endpoint of {self.name!r} was closed: make a new one with polyserve.connect({self.name!r})"
-                )
-                raise FailedPreconditionError(message, operation="invoke", resource=self.name)
-            if self._address is None or time.time() >= self._fresh_until:
-                with translating(self._provider, "invoke", self.name):
-                    address = self._invoker.resolve(self.name, revision=self.revision)
-                self._address = address
-                self._fresh_until = _good_until(address)
-            return self._address
-
-    def _drop(self, address: Address) -> None:
-        """Have the address found anew, unless that was done already since this one was handed out."""
-        if self._address is address:
-            self._fresh_until = 0.0
 
     # --- requests and their ids ------------------------------------------------------------------------------------------
 
@@ -292,24 +254,15 @@ class Endpoint:
         if request.request_id and "x-request-id" in request.headers:
             return request
         request_id = request.request_id or request.headers.get("x-request-id") or self._new_id()
-        return Request(
-            method=request.method,
-            path=request.path,
-            headers={**request.headers, "x-request-id": request_id},
-            body=request.body,
-            request_id=request_id,
-        )
+        return replace(request, headers={**request.headers, "x-request-id": request_id}, request_id=request_id)
 
     def _deadline(self, timeout: Duration | None) -> float:
         if timeout is None:
             timeout = self.timeout
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
         if not seconds > 0:
-            raise InvalidArgumentError(
-                f"invoke {self.name!r}: timeout must be more than 0 seconds, got {timeout!r}",
-                operation="invoke",
-                resource=self.name,
-            )
+            reason = f"timeout must be more than 0 seconds, got {timeout!r}"
+            raise self._error(ErrorCode.INVALID_ARGUMENT, reason, "")
         return time.monotonic() + seconds
 
     # --- what a provider makes of it ------------------------------------------------------------------------------------------------
@@ -327,13 +280,13 @@ class Endpoint:
             ours = self._translated(error, request)
             ours.retry_after = ours.retry_after or retry_after_of(reply.headers)
             if ours.code is ErrorCode.UNAUTHENTICATED:
-                self._drop(address)
+                self._addresses.drop(address)
             raise ours from error
         if response.status < 400:
             return response
         code, reason = reason_of(response)
         if code is ErrorCode.UNAUTHENTICATED:
-            self._drop(address)
+            self._addresses.drop(address)
         raise self._error(
             code, reason, response.headers.get("x-request-id") or request.request_id, retry_after_of(response.headers)
         )
@@ -356,7 +309,7 @@ class Endpoint:
         if not isinstance(error, OSError):
             return self._error(ErrorCode.INVALID_ARGUMENT, f"the request cannot be sent: {error}", request.request_id)
         # Another gateway, another port, other keys: whoever knows is asked before the next attempt.
-        self._drop(address)
+        self._addresses.drop(address)
         return self._error(ErrorCode.UNAVAILABLE, str(error) or type(error).__name__, request.request_id)
 
     def _error(
@@ -431,9 +384,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Close its connections; calls afterwards are refused. Those of an event loop are closed by `aclose`, or with the loop."""
-        with self._lock:
-            self._closed = True
-            self._address = None
+        self._addresses.close()
         self._connections.close()
         for loop, connections in list(self._loops.items()):
             connections.close_from_outside(loop)
@@ -473,6 +424,7 @@ class Endpoint:
     def _after_fork(self) -> None:
         """Start afresh in a child process: connections and locks are the parent's."""
         self._start()
+        self._addresses.after_fork()
         self._connections.forget()
         for connections in self._loops.values():
             connections.forget()
@@ -489,15 +441,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _good_until(address: Address) -> float:
-    """Return the `time.time()` until which an address is used: a minute, or half its life, before it expires."""
-    if address.expires_at is None:
-        return math.inf
-    now, end = time.time(), address.expires_at.timestamp()
-    # At least for the call that asked for it, however short it lives.
-    return max(end - min(_SLACK_S, (end - now) / 2), now + 1.0)
 
 
 def _positive(concurrency: int) -> int:

@@ -18,8 +18,7 @@ within a profile:
     [profiles.dev.aws]
     function_prefix = "dev-"
 
-`resolve` is a function of the working directory and the environment it is given, reads nothing at import and does no other I/O than the
-two files. Credentials are never settings: they stay with each SDK's own chain.
+`resolve` depends on the working directory and the environment it is given, and on the two files. Credentials are never settings.
 """
 
 from __future__ import annotations
@@ -43,9 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "resolve"]
 
-DEFAULT_PROFILE = "default"
-"""The profile where none is named; its table may be left out."""
-
+_DEFAULT_PROFILE = "default"
 _PREFIX = "POLYSERVE_"
 _REQUEST_BYTES = 64 << 20
 _DEFAULTS: Mapping[str, Any] = {
@@ -160,11 +157,7 @@ def resolve(
     chosen = _profile(profile, environ, files)
     arguments = {"provider": provider, **overrides}
     given = {key: value for key, value in arguments.items() if value is not None}
-    layers = [
-        _Layer(origin="argument", common=given, options={}),
-        _environment(environ),
-        *_tables(chosen, files),
-    ]
+    layers = [_Layer(origin="argument", common=given, options={}), _environment(environ), *_tables(chosen, files)]
     for layer in layers:
         _check_names(layer)
 
@@ -175,16 +168,12 @@ def resolve(
     if sources["request_bytes"] == "default" and info.limits.request_bytes is not None:
         values["request_bytes"] = min(_REQUEST_BYTES, info.limits.request_bytes)
     if values["max_instances"] is not None and values["max_instances"] < values["min_instances"]:
-        raise _refused(
-            f"min_instances is {values['min_instances']} ({sources['min_instances']}) but max_instances is "
-            f"{values['max_instances']} ({sources['max_instances']}): raise one or lower the other"
-        )
-    own_layers = [
-        replace(layers[0], options={info.name: options or {}}),
-        replace(layers[1], options={info.name: _option_variables(info.name, registry.settings_type(info), environ)}),
-        *layers[2:],
-    ]
-    own = _options(info.name, registry.settings_type(info), own_layers, sources)
+        least, most = (f"{key} is {values[key]} ({sources[key]})" for key in ("min_instances", "max_instances"))
+        raise _refused(f"{least} but {most}: raise one or lower the other")
+    kind = registry.settings_type(info)
+    layers[0] = replace(layers[0], options={info.name: options or {}})
+    layers[1] = replace(layers[1], options={info.name: _option_variables(info.name, kind, environ)})
+    own = _options(info.name, kind, layers, sources)
     return Settings(profile=chosen, options=own, sources=MappingProxyType(sources), **values)
 
 
@@ -227,19 +216,19 @@ def _profile(argument: str | None, environ: Mapping[str, str], files: Iterable[t
     for where, table in files:
         profiles = table.get("profiles", {})
         if not isinstance(profiles, dict):
-            raise _refused(f"{where}profiles: expected a table, got {_shown(profiles)}")
+            raise _refused(f"{where}profiles: expected a table, got {_typed(profiles)}")
         for name, content in profiles.items():
             if not isinstance(content, dict):
-                raise _refused(f"{where}profiles.{name}: expected a table, got {_shown(content)}")
+                raise _refused(f"{where}profiles.{name}: expected a table, got {_typed(content)}")
             known.append(name)
         if "profile" in table:
             named.append((f"{where}profile", table["profile"]))
     if not named:
-        return DEFAULT_PROFILE
+        return _DEFAULT_PROFILE
     where, chosen = named[0]
     if not isinstance(chosen, str):
-        raise _refused(f"{where}: expected str, got {_shown(chosen)}")
-    if chosen not in known and chosen != DEFAULT_PROFILE:
+        raise _refused(f"{where}: expected str, got {_typed(chosen)}")
+    if chosen not in known and chosen != _DEFAULT_PROFILE:
         there = f"there are {', '.join(sorted(set(known)))}" if known else "no profile is defined"
         raise _refused(f"{where}: unknown profile {chosen!r}{_nearest(chosen, known)}; {there}")
     return chosen
@@ -263,7 +252,7 @@ def _layer(place: str, table: Mapping[str, Any]) -> _Layer:
     for key, value in table.items():
         if key in providers and key not in _DEFAULTS:
             if not isinstance(value, dict):
-                raise _refused(f"{place}{key}: expected a table of options, got {_shown(value)}")
+                raise _refused(f"{place}{key}: expected a table of options, got {_typed(value)}")
             options[key] = value
         else:
             common[key] = value
@@ -282,9 +271,6 @@ def _environment(environ: Mapping[str, str]) -> _Layer:
         elif name != f"{_PREFIX}PROFILE":
             _refuse_misspelt(name, [*known, f"{_PREFIX}PROFILE"])
     return _Layer(origin="environment", common=common, options={})
-
-
-# --- what may be written -----------------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -339,7 +325,7 @@ def _merged_environment(layers: Iterable[_Layer], sources: dict[str, str]) -> Ma
     for layer in layers:
         given = layer.common.get("environment", {})
         if not isinstance(given, Mapping):
-            raise _refused(f"{layer.locate('environment')}: expected a table, got {_shown(given)}")
+            raise _refused(f"{layer.locate('environment')}: expected a table, got {_typed(given)}")
         for name, value in given.items():
             # Numbers and booleans are refused, not converted: TOML's `true` and `1.0` have no one spelling in an environment.
             text = _valid(value, str, layer.locate("environment", str(name)), text=False)
@@ -447,10 +433,6 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
-def _shown(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"
-
-
 def _variable(*keys: str) -> str:
     """Return the environment variable of a key."""
     return f"{_PREFIX}{'_'.join(keys)}".upper().replace("-", "_")
@@ -458,6 +440,10 @@ def _variable(*keys: str) -> str:
 
 def _source(layer: _Layer, where: str) -> str:
     return "argument" if layer.origin == "argument" else where
+
+
+def _typed(value: object) -> str:
+    return f"{type(value).__name__} {value!r}"
 
 
 def _refused(message: str) -> SettingsError:
