@@ -121,8 +121,8 @@ def _script(page: Path) -> str:
         elif block.language == "python":
             parts += [where, *block.lines]
         elif block.language in SHELLS:
-            for _, command in _commands(block):
-                words = shlex.split(command.partition(" #")[0])
+            for part in (part for _, command in _commands(block) for part in command.split("&&")):
+                words = shlex.split(part.partition(" #")[0])
                 if words[:1] == ["polyserve"] and "--follow" not in words:
                     parts += [where, f"subprocess.run([sys.executable, '-m', *{words!r}], check=True)"]
     return "\n".join(parts)
@@ -145,7 +145,7 @@ def test_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
 
 def _shape(text: str) -> list[str]:
     """Return the words of an output with everything that differs from run to run made alike."""
-    text = re.sub(r"\b[0-9a-f]{12}\b", "DIGEST", text)
+    text = re.sub(r"\S+/demo\.json", "FILE", re.sub(r"\b[0-9a-f]{12}\b", "DIGEST", text))
     return re.sub(r"[\d.,]+", "#", text).split()
 
 
