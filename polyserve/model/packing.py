@@ -26,7 +26,7 @@ from polyserve.model import golden
 from polyserve.model.environment import Environment
 from polyserve.model.flavors import Flavor, Saved, detect
 from polyserve.model.flavors import flavor as flavor_named
-from polyserve.model.rehearsal import UNDERWAY, Rehearsal, RehearsalError, rehearse
+from polyserve.model.rehearsal import Rehearsal, RehearsalError, rehearse
 from polyserve.model.sources import collect
 from polyserve.model.storage import SUFFIX, ModelPackage, keep, packages_directory, staging
 from polyserve.runtime import manifest as manifests
@@ -79,10 +79,6 @@ def package(
         PackageError: It is not, or cannot become, a package; names the value, the limit and the way out.
         MissingDependencyError: The model's framework is not installed.
     """
-    if UNDERWAY in os.environ:
-        # A script that packages what it defines would package itself again, and so on, wherever it is imported.
-        message = 'package() was called while the model\'s own module was imported: put the call under `if __name__ == "__main__":`'
-        raise _refusal(message, "model")
     found = _resolve(model)
     if isinstance(found, ModelPackage):
         _refuse_options(sample=sample, methods=methods, requirements=requirements, code=code, files=files)
@@ -190,6 +186,12 @@ def _rehearsed(root: Path, manifest: Manifest, inputs: Sequence[Tensor], saved: 
     try:
         return rehearse(root, manifest, inputs, saved.output_name)
     except RehearsalError as error:
+        if error.missing is not None and error.missing.startswith("polyserve."):
+            message = (
+                "the model's own module packages or deploys while it is imported, and a function has polyserve's runtime alone: "
+                'put polyserve\'s imports and calls under `if __name__ == "__main__":`'
+            )
+            raise _refusal(message, error.missing) from error
         if error.missing is not None:
             message = (
                 f"module {error.missing!r} does not travel with the model, so it would be missing where the model is "

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.abc import MetaPathFinder
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,6 @@ from polyserve.runtime.manifest import Manifest
 from polyserve.runtime.messages import RequestError
 from polyserve.runtime.signature import Signature
 from polyserve.runtime.tensors import Tensor, concatenate
-
-UNDERWAY = "POLYSERVE_REHEARSAL"
-"""Environment variable of the process that rehearses, so that a script which packages itself at its top level is told so."""
 
 _SINGLE_ROWS = 64
 _TILED_ROWS = 33
@@ -186,7 +183,6 @@ def _rehearse_apart(root: Path, manifest: Manifest, inputs: Sequence[Tensor], ou
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _CHILD, json.dumps(given)],
             cwd=scratch,
-            env=os.environ | {UNDERWAY: "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -205,6 +201,17 @@ def _rehearse_apart(root: Path, manifest: Manifest, inputs: Sequence[Tensor], ou
     )
 
 
+class _RuntimeOnly(MetaPathFinder):
+    """Refuses what of polyserve no function has.
+
+    A script that packages itself at its top level would do so again wherever it is imported.
+    """
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname.startswith("polyserve.") and not fullname.startswith("polyserve.runtime"):
+            raise ModuleNotFoundError(f"{fullname} is not there in a function", name=fullname)
+
+
 def run_child(package: str, request: str, result: str) -> None:
     """Rehearse in this process for the one that started it.
 
@@ -213,6 +220,7 @@ def run_child(package: str, request: str, result: str) -> None:
         request: The file that says what to do.
         result: The file that will say what came of it; complete or not there.
     """
+    sys.meta_path.insert(0, _RuntimeOnly())
     asked = json.loads(Path(request).read_bytes())
     manifest = manifests.Manifest.from_json(asked["manifest"].encode())
     told: dict[str, Any]

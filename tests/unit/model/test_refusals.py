@@ -333,12 +333,6 @@ def test_a_model_with_columns_of_any_kind_without_a_sample(iris):
     assert "pass a sample" in refusal(model)
 
 
-def test_packaging_while_the_models_own_module_is_imported(monkeypatch, regression):
-    monkeypatch.setenv("POLYSERVE_REHEARSAL", "1")
-
-    assert 'if __name__ == "__main__":' in refusal(regression)
-
-
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, regression):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("POLYSERVE_CACHE", str(tmp_path / "file"))
