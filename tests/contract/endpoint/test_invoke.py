@@ -1,6 +1,7 @@
 """One call: values, errors, deadlines and retries, the same through `invoke` and `ainvoke`."""
 
 import asyncio
+import gc
 import math
 import os
 import pickle
@@ -551,3 +552,18 @@ def test_what_the_provider_raises_is_wrapped_once_with_its_cause(bench, call):
         call(bench.endpoint(invoker), ROWS)
 
     assert caught.value.__cause__ is cause
+
+
+def test_an_endpoint_that_is_dropped_without_being_closed_leaves_nothing_open(bench):
+    server = bench.server()
+    invoker = bench.invoker(server)
+    endpoint = bench.endpoint(invoker)
+    bench._down.pop()
+    endpoint.invoke(ROWS)
+    asyncio.run(endpoint.ainvoke(ROWS))
+
+    # A ResourceWarning would fail the test.
+    del endpoint
+    gc.collect()
+
+    assert len(server.seen) == 2
