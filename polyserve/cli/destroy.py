@@ -36,7 +36,7 @@ def command(
     with out.progress() as begin:
         step = begin(f"destroying {name}")
         api.destroy(name, provider=provider, profile=profile)
-        step.done(f"destroyed {name}")
+        step.drop()
     if as_json:
         out.json({"name": name, "destroyed": True})
         return

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 
@@ -15,12 +17,15 @@ from polyserve.errors import (
     ConflictError,
     InternalError,
     NotFoundError,
+    PackageError,
     PlanRefused,
     PolyserveError,
     SettingsError,
     UnavailableError,
     VerificationError,
 )
+
+_RED, _DIM = "1;31", "2"
 
 
 def show(error: Exception, *, as_json: bool) -> int:
@@ -47,7 +52,7 @@ def show(error: Exception, *, as_json: bool) -> int:
         fields = {"message": message, "code": code, "type": kind, "exit_code": exit_code, "hints": hints}
         _write(json.dumps({"error": fields}, ensure_ascii=False))
     else:
-        _write(f"{_red('error:')} {message}", *(f"{_dim('hint:')} {hint}" for hint in hints))
+        _write(*_wrapped("error:", _RED, message), *(line for hint in hints for line in _wrapped("hint:", _DIM, hint)))
     return exit_code
 
 
@@ -70,6 +75,8 @@ def _hints(error: PolyserveError) -> Iterator[str]:
             yield from (refusal for refusal in error.refusals if refusal not in error.message)
         case SettingsError():
             yield "polyserve doctor shows every setting and where it was read"
+        case PackageError() if "sample=" in error.message:
+            yield "on the command line: --sample FILE, with some rows as .json, .npy or .csv"
         case ConflictError():
             yield "wait until it has ended, then run the same command again"
         case VerificationError():
@@ -106,13 +113,19 @@ def _write(*lines: str) -> None:
         return
 
 
-def _red(text: str) -> str:
-    return f"\033[1;31m{text}\033[0m" if _colours() else text
+def _wrapped(label: str, colour: str, text: str) -> Iterator[str]:
+    """Yield a labelled text; on a terminal in lines that fit it, broken between words only."""
+    lines = f"{label} {text}".split("\n")
+    if sys.stderr.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
+        lines = [part for line in lines for part in _broken(line, width)]
+        if not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+            lines[0] = lines[0].replace(label, f"\033[{colour}m{label}\033[0m", 1)
+    yield from lines
 
 
-def _dim(text: str) -> str:
-    return f"\033[2m{text}\033[0m" if _colours() else text
-
-
-def _colours() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def _broken(line: str, width: int) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [
+        line
+    ]

@@ -50,16 +50,16 @@ def command(
 def _show(out: Console, planned: Plan) -> None:
     out.line(Cell(planned.name, "bold"), f" on {planned.provider}, revision {planned.revision}")
     price = planned.price_per_million
+    allowed = [("permissions", ", ".join(planned.permissions))] if planned.permissions else []
     out.fields(
         [
             ("package", planned.package_digest[:12]),
             ("bundle", f"{size(planned.bundle_bytes)}, unpacked {size(planned.unpacked_bytes)}"),
             ("traffic", f"{shares(planned.weights)} afterwards"),
             ("price", "free" if price is None else f"{price:.2f} USD for a million calls of 0.1 s"),
+            *allowed,
         ]
     )
-    if planned.permissions:
-        out.fields([("allowed", ", ".join(planned.permissions))])
     out.line()
     for position, step in enumerate(planned.steps, 1):
         out.line(Cell(f"  {position}. {step.kind.value.ljust(8)}", "cyan"), step.summary)

@@ -146,6 +146,7 @@ def test_a_completion_script_is_there_for_every_shell(shell):
 # --- the demo ---
 
 
+@pytest.mark.slow
 def test_the_demo_runs_twice_and_leaves_a_deployment_that_every_command_knows(shell):
     first, second = shell.json("demo"), shell.json("demo")
     (listed,) = shell.json("list")

@@ -138,6 +138,14 @@ def test_a_refused_plan_tells_every_reason_once(run, monkeypatch):
     assert run("list").stderr == f"error: {message}\n"
 
 
+def test_advice_for_python_is_translated_for_the_command_line(run, monkeypatch):
+    fail_with(
+        monkeypatch, errors.PackageError("it does not say what its input is: pass a sample, such as sample=X[:8]")
+    )
+
+    assert "hint: on the command line: --sample FILE" in run("list").stderr
+
+
 def test_an_unexpected_exception_is_a_short_message(run, monkeypatch):
     fail_with(monkeypatch, ZeroDivisionError("division by zero"))
     result = run("list")
