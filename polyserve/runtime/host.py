@@ -14,7 +14,6 @@ import threading
 import traceback
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from random import getrandbits
 from time import perf_counter, time
@@ -336,6 +335,7 @@ class Host:
         request_id = call.request_id
         arrived = request.received or call.started
         queue_ms = (call.started - arrived) * 1e3
+        predict_ms = call.predict_ms
         ms = (perf_counter() - arrived) * 1e3
         headers = {
             "content-type": call.content,
@@ -343,7 +343,7 @@ class Host:
             "x-polyserve-revision": self._version,
             "x-polyserve-digest": self.digest,
             "x-polyserve-cold": "1" if call.cold else "0",
-            "server-timing": f"queue;dur={queue_ms:.3f}, predict;dur={call.predict_ms:.3f}, total;dur={ms:.3f}",
+            "server-timing": f"queue;dur={queue_ms:.3f}, predict;dur={predict_ms:.3f}, total;dur={ms:.3f}",
         }
         if call.extra is not None:
             headers.update(call.extra)
@@ -357,7 +357,7 @@ class Host:
             code=call.code,
             ms=ms,
             queue_ms=queue_ms,
-            predict_ms=call.predict_ms,
+            predict_ms=predict_ms,
             rows=call.rows,
             batch=call.batch,
             cold=call.cold,
@@ -394,9 +394,11 @@ class Host:
         )
 
     def _log(self, lines: str) -> None:
-        # A log that cannot be written (a closed pipe, a full disk) is no reason to withhold an answer, and there is nowhere to say so.
-        with suppress(Exception):
+        try:
             self._sink(lines.encode())
+        except Exception:
+            # A log that cannot be written (a closed pipe, a full disk) is no reason to withhold an answer, and nowhere is left to say so.
+            return
 
 
 def _request_id(request: Request) -> str:

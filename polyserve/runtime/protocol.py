@@ -11,23 +11,20 @@ unchanged.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib import import_module
 from json.encoder import encode_basestring
-from math import isinf, isnan
 from typing import Any
 
-from polyserve.runtime.datatypes import DATATYPES, shorten
+from polyserve.runtime.datatypes import shorten
+from polyserve.runtime.jsontext import decode_json, elements, encode_json, nested
 from polyserve.runtime.messages import ErrorCode, RequestError
-from polyserve.runtime.tensors import TEXT, Tensor
+from polyserve.runtime.tensors import Tensor
 
 __all__ = [
     "HEADER_LENGTH",
     "InferRequest",
     "decode_json",
-    "encode_json",
     "format_infer",
     "format_request",
     "format_rows",
@@ -42,15 +39,7 @@ HEADER_LENGTH = "inference-header-content-length"
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 
-_DECODER = json.JSONDecoder()
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_NUMBERS = frozenset(DATATYPES) - {"BYTES", "BOOL"}
 _UNSUPPORTED = ("shared_memory_region", "classification")
-
-try:
-    _orjson: Any = import_module("orjson")
-except ImportError:
-    _orjson = None
 
 
 class InferRequest:
@@ -166,8 +155,8 @@ def format_rows(tensors: Sequence[Tensor]) -> bytes:
         RequestError: BYTES that are not UTF-8.
     """
     if len(tensors) == 1:
-        return _nested(tensors[0]).encode()
-    return f"{{{','.join(f'{encode_basestring(tensor.name)}:{_nested(tensor)}' for tensor in tensors)}}}".encode()
+        return nested(tensors[0]).encode()
+    return f"{{{','.join(f'{encode_basestring(tensor.name)}:{nested(tensor)}' for tensor in tensors)}}}".encode()
 
 
 # --- the client's side --------------------------------------------------------------------------------------------
@@ -215,43 +204,7 @@ def parse_response(body: bytes | memoryview, headers: Mapping[str, str]) -> tupl
     return _read_tensors(payload, "outputs", tail), str(payload.get("id", ""))
 
 
-def encode_json(value: Any) -> bytes:
-    """Return a value of plain JSON types as compact UTF-8 JSON."""
-    return _dumps(value).encode()
-
-
 # --- reading ------------------------------------------------------------------------------------------------------
-
-
-def decode_json(body: bytes | memoryview) -> Any:
-    """Read JSON; a faster reader is used where the package has one, and answers the same.
-
-    Raises:
-        RequestError: It is not UTF-8, not JSON, or nested too deeply.
-    """
-    if _orjson is not None:
-        try:
-            return _orjson.loads(body)
-        except ValueError:
-            # It refuses NaN and Infinity, which we take: the standard library has the last word.
-            pass
-    try:
-        text = str(body, "utf-8")
-        try:
-            value, end = _DECODER.raw_decode(text)
-        except ValueError:
-            # White space in front is allowed, and rare enough to be looked for only here.
-            text = text.lstrip(" \t\r\n")
-            value, end = _DECODER.raw_decode(text)
-        if end != len(text) and text[end:].strip(" \t\r\n"):
-            raise _invalid(f"expected JSON, got something after its end at character {end}")
-    except UnicodeDecodeError as error:
-        raise _invalid(f"expected UTF-8 JSON, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
-    except RecursionError as error:
-        raise _invalid("expected JSON, got one that is nested too deeply") from error
-    except ValueError as error:
-        raise _invalid(f"expected JSON, got what cannot be read: {error}") from error
-    return value
 
 
 def _envelope(
@@ -395,12 +348,12 @@ def _write(
         if binary is True or (binary and tensor.name in binary):
             raw = tensor.tobytes()
             blocks.append(raw)
-            rest_of = f"{_dumps(dict(parameters))[1:-1]}," if parameters else ""
+            rest_of = f"{encode_json(dict(parameters))[1:-1]}," if parameters else ""
             described.append(f'{start}"parameters":{{{rest_of}"binary_data_size":{len(raw)}}}}}')
         elif parameters:
-            described.append(f'{start}"parameters":{_dumps(dict(parameters))},"data":{_elements(tensor)}}}')
+            described.append(f'{start}"parameters":{encode_json(dict(parameters))},"data":{elements(tensor)}}}')
         else:
-            described.append(f'{start}"data":{_elements(tensor)}}}')
+            described.append(f'{start}"data":{elements(tensor)}}}')
     text = f'{head}"{key}":[{",".join(described)}]{rest}}}'.encode()
     if binary is True or blocks:
         return b"".join([text, *blocks]), {"content-type": BINARY_TYPE, HEADER_LENGTH: str(len(text))}
@@ -416,53 +369,3 @@ def _answer_head(model: str, version: str) -> str:
 def _tensor_head(name: str, datatype: str, shape: tuple[int, ...]) -> str:
     lengths = ",".join(map(str, shape))
     return f'{{"name":{encode_basestring(name)},"datatype":"{datatype}","shape":[{lengths}],'
-
-
-def _elements(tensor: Tensor) -> str:
-    """Return a tensor's elements as a flat JSON array."""
-    if tensor.datatype in _NUMBERS:
-        return _numbers(tensor.flat())
-    return _dumps(_text_of(tensor) if tensor.datatype == "BYTES" else tensor.flat())
-
-
-def _nested(tensor: Tensor) -> str:
-    """Return a tensor's elements as JSON arrays nested as its shape says."""
-    if tensor.datatype in _NUMBERS:
-        return _numbers(tensor.tolist())
-    if tensor.datatype == "BYTES":
-        tensor = Tensor(tensor.name, "BYTES", tensor.shape, _text_of(tensor), TEXT)
-    return _dumps(tensor.tolist())
-
-
-def _numbers(values: Any) -> str:
-    # Python prints lists of numbers as JSON has them, several times faster than the encoder does.
-    text = repr(values).replace(" ", "")
-    # Only "nan" and "inf" have an n.
-    return _dumps(_strict(values)) if "n" in text else text
-
-
-def _text_of(tensor: Tensor) -> list[str]:
-    texts = []
-    for index, value in enumerate(tensor.data):
-        try:
-            texts.append(value if isinstance(value, str) else value.decode())
-        except UnicodeDecodeError:
-            raise _invalid(
-                f"tensor {tensor.name!r} holds bytes at index {index} that are not UTF-8, which JSON cannot carry: "
-                "ask for it as binary (parameters.binary_data true)"
-            ) from None
-    return texts
-
-
-def _strict(values: Any) -> Any:
-    if isinstance(values, Iterable):
-        return [_strict(value) for value in values]
-    if isnan(values):
-        return None
-    if isinf(values):
-        return "Infinity" if values > 0 else "-Infinity"
-    return values
-
-
-def _dumps(value: Any) -> str:
-    return _ENCODER.encode(value)

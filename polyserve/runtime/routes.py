@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
+from polyserve.runtime.jsontext import encode_json
 from polyserve.runtime.messages import ErrorCode, RequestError
-from polyserve.runtime.protocol import encode_json
 
 if TYPE_CHECKING:
     from polyserve.runtime.manifest import Manifest
@@ -51,7 +51,7 @@ class Routes:
         self._version = version
         self._name = ""
         self.table: dict[str, Route] = {
-            "/v2": Route("server", "GET", encode_json(server)),
+            "/v2": Route("server", "GET", encode_json(server).encode()),
             "/v2/health/live": Route("live", "GET", b'{"live":true}'),
         }
         """Every path that is spelled as the protocol does, for a caller that cannot wait for `find`."""
@@ -72,8 +72,8 @@ class Routes:
         self.table["/v2/health/ready"] = Route("ready", "GET", b'{"ready":true}')
         self.table["/invocations"] = Route("invocations", "POST")
         for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{self._version}"):
-            self.table[path] = Route("metadata", "GET", encode_json(metadata))
-            self.table[f"{path}/ready"] = Route("ready", "GET", encode_json({"name": name, "ready": True}))
+            self.table[path] = Route("metadata", "GET", encode_json(metadata).encode())
+            self.table[f"{path}/ready"] = Route("ready", "GET", encode_json({"name": name, "ready": True}).encode())
             self.table[f"{path}/infer"] = Route("infer", "POST")
 
     def find(self, path: str) -> Route:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyserve.runtime import protocol
+from polyserve.runtime import jsontext
 from polyserve.runtime.datatypes import DATATYPES, INTEGERS
 from polyserve.runtime.messages import ErrorCode, RequestError
 from polyserve.runtime.protocol import (
@@ -191,6 +191,12 @@ def test_white_space_around_the_json_is_nothing() -> None:
 
 
 DEEP = b"[" * 200_000
+
+
+def dumped(payload: Any) -> bytes:
+    return json.dumps(payload).encode()
+
+
 BROKEN: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "expected JSON, got what cannot be read"),
     "half": (b'{"inputs":', "expected JSON, got what cannot be read"),
@@ -206,26 +212,26 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "inputs of numbers": (b'{"inputs":[3]}', "'inputs': expected tensors with name, shape and datatype, got 3"),
     "inputs of text": (b'{"inputs":["x"]}', "expected tensors with name, shape and datatype, got 'x'"),
     "inputs of lists": (b'{"inputs":[[]]}', "expected tensors with name, shape and datatype, got []"),
-    "a name that is none": (json.dumps(one_input(name=3)).encode(), "expected names that are text, got 3"),
-    "a datatype that is none": (json.dumps(one_input(datatype="FP65")).encode(), "tensor 'x': expected a datatype of"),
-    "a datatype in a list": (json.dumps(one_input(datatype=["FP64"])).encode(), "tensor 'x': expected a datatype of"),
-    "a negative shape": (json.dumps(one_input(shape=[-2])).encode(), "tensor 'x': expected lengths from 0 as its shape, got [-2]"),
-    "a shape of text": (json.dumps(one_input(shape=["2"])).encode(), "expected lengths from 0 as its shape, got ['2']"),
-    "data that are none": (json.dumps(one_input(data=None)).encode(), "tensor 'x': expected a list as its data, got None"),
+    "a name that is none": (dumped(one_input(name=3)), "expected names that are text, got 3"),
+    "a datatype that is none": (dumped(one_input(datatype="FP65")), "tensor 'x': expected a datatype of"),
+    "a datatype in a list": (dumped(one_input(datatype=["FP64"])), "tensor 'x': expected a datatype of"),
+    "a negative shape": (dumped(one_input(shape=[-2])), "tensor 'x': expected lengths from 0 as its shape, got [-2]"),
+    "a shape of text": (dumped(one_input(shape=["2"])), "expected lengths from 0 as its shape, got ['2']"),
+    "data that are none": (dumped(one_input(data=None)), "tensor 'x': expected a list as its data, got None"),
     "no data": (json.dumps(one_input(data=[], parameters={})).replace('"data": [], ', "").encode(), "got neither"),
-    "parameters in a list": (json.dumps(one_input(parameters=[])).encode(), "tensor 'x': expected an object as its parameters"),
-    "a size of text": (json.dumps(one_input(parameters={"binary_data_size": "1"})).encode(), "expected a number of bytes"),
-    "a negative size": (json.dumps(one_input(parameters={"binary_data_size": -1})).encode(), "expected a number of bytes"),
-    "binary without its header": (json.dumps(one_input(parameters={"binary_data_size": 16})).encode(), "expected 16 bytes after the JSON, got 0"),
+    "parameters in a list": (dumped(one_input(parameters=[])), "tensor 'x': expected an object as its parameters"),
+    "a size of text": (dumped(one_input(parameters={"binary_data_size": "1"})), "expected a number of bytes"),
+    "a negative size": (dumped(one_input(parameters={"binary_data_size": -1})), "expected a number of bytes"),
+    "binary without its header": (dumped(one_input(parameters={"binary_data_size": 16})), "expected 16 bytes after the JSON, got 0"),
     "a surrogate": (b'{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["\\ud800"]}]}', "expected text that UTF-8 can carry"),
-    "an id that is none": (json.dumps(one_input() | {"id": 3}).encode(), "'id': expected UTF-8 text, got 3"),
-    "an id of surrogates": (b'{"id":"\\udfff",' + json.dumps(one_input()).encode()[1:], "'id': expected UTF-8 text"),
-    "parameters of text": (json.dumps(one_input() | {"parameters": "a"}).encode(), "'parameters': expected an object, got 'a'"),
-    "a flag of text": (json.dumps(one_input() | {"parameters": {"binary_data_output": "yes"}}).encode(), "expected true or false, got 'yes'"),
-    "outputs of text": (json.dumps(one_input() | {"outputs": "a"}).encode(), "'outputs': expected a list, got 'a'"),
-    "outputs of names": (json.dumps(one_input() | {"outputs": ["a"]}).encode(), "'outputs': expected objects with a name, got 'a'"),
-    "outputs twice": (json.dumps(one_input() | {"outputs": [{"name": "a"}] * 2}).encode(), "output 'a' is asked for more than once"),
-    "an output with a list": (json.dumps(one_input() | {"outputs": [{"name": "a", "parameters": [1]}]}).encode(), "output 'a': expected an object"),
+    "an id that is none": (dumped(one_input() | {"id": 3}), "'id': expected UTF-8 text, got 3"),
+    "an id of surrogates": (b'{"id":"\\udfff",' + dumped(one_input())[1:], "'id': expected UTF-8 text"),
+    "parameters of text": (dumped(one_input() | {"parameters": "a"}), "'parameters': expected an object, got 'a'"),
+    "a flag of text": (dumped(one_input() | {"parameters": {"binary_data_output": "yes"}}), "expected true or false, got 'yes'"),
+    "outputs of text": (dumped(one_input() | {"outputs": "a"}), "'outputs': expected a list, got 'a'"),
+    "outputs of names": (dumped(one_input() | {"outputs": ["a"]}), "'outputs': expected objects with a name, got 'a'"),
+    "outputs twice": (dumped(one_input() | {"outputs": [{"name": "a"}] * 2}), "output 'a' is asked for more than once"),
+    "an output with a list": (dumped(one_input() | {"outputs": [{"name": "a", "parameters": [1]}]}), "output 'a': expected an object"),
 }  # fmt: skip
 
 
@@ -315,6 +321,34 @@ def test_no_json_breaks_the_reader(payload: dict[str, Any]) -> None:
         Tensor("again", tensor.datatype, tensor.shape, tensor.tobytes())
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f8", "i2", "u8"])
+@given(data=st.data())
+def test_a_faster_writer_changes_no_byte(dtype: str, data: st.DataObject) -> None:
+    pytest.importorskip("orjson")
+    if "f" in dtype:
+        width = 8 * int(dtype[-1])
+        one: st.SearchStrategy[Any] = st.floats(width=width) | st.floats(1, 1000, width=width)  # type: ignore[arg-type]
+    else:
+        one = st.integers(0, 2**15 - 1)
+    array = np.array(data.draw(st.lists(one, min_size=1, max_size=5)) * 72, dtype=dtype).reshape(-1, 8).T
+    plain = Tensor("x", *described(array), array.ravel().tolist())
+
+    with pytest.MonkeyPatch.context() as patch:
+        fast = (
+            format_rows([Tensor.from_numpy("x", array)]),
+            format_infer([Tensor.from_numpy("x", array)], model="m", version="1"),
+        )
+        patch.setattr(jsontext, "_orjson", None)
+        slow = format_rows([plain]), format_infer([plain], model="m", version="1")
+
+    assert fast == slow
+
+
+def described(array: Any) -> tuple[str, tuple[int, ...]]:
+    tensor = Tensor.from_numpy("x", array)
+    return tensor.datatype, tensor.shape
+
+
 def test_a_faster_reader_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the faster reader refuses, the standard library decides."""
 
@@ -323,6 +357,6 @@ def test_a_faster_reader_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         def loads(_: object) -> object:
             raise ValueError("no NaN here")
 
-    monkeypatch.setattr(protocol, "_orjson", Refusing)
+    monkeypatch.setattr(jsontext, "_orjson", Refusing)
 
-    assert math.isnan(protocol.decode_json(b"NaN"))
+    assert math.isnan(jsontext.decode_json(b"NaN"))

@@ -198,7 +198,7 @@ def test_bf16_is_sent_from_arrays_of_any_float() -> None:
 @pytest.mark.parametrize(
     ("frame", "expected"),
     [
-        (pd.DataFrame({"a": pd.array([1, None], dtype="Int64")}), "input 'a': expected no missing values in a column of Int64, got one at row 1"),
+        (pd.DataFrame({"a": pd.array([1, None], dtype="Int64")}), "'a': expected no missing values in a column of Int64, got one at row 1"),
         (pd.DataFrame({"a": ["x", None]}), "expected no missing values"),
         (pd.DataFrame({"a": pd.to_datetime(["2026-01-01"])}), "expected numbers, booleans or text, got a column of datetime64"),
         (pd.DataFrame({1: [2]}), "expected names that are text, got 1; rename it, or send an array"),
