@@ -40,7 +40,6 @@ from polyserve.runtime.tensors import Tensor
 NAME_RULE = "1 to 63 lower-case letters, digits and hyphens, from a letter, to a letter or digit"
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
-_DISTRIBUTIONS_OF_KIND = {"array": ("numpy",), "arrays": ("numpy",), "frame": ("numpy", "pandas")}
 
 
 def package(
@@ -117,7 +116,7 @@ def _fill(
         shutil.copyfile(file, root / CODE / inside)
     needed = sources.distributions.union(saved.distributions)
     kind, specs, inputs = _inputs(sample, saved)
-    needed.update(_DISTRIBUTIONS_OF_KIND.get(kind, ()))
+    needed.update(_distributions(kind, specs))
     manifest = Manifest(
         name=name,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -132,7 +131,7 @@ def _fill(
         files={},
     )
     done = _rehearsed(root, manifest, inputs, saved, is_sample=sample is not None)
-    needed.update(_DISTRIBUTIONS_OF_KIND.get(done.signature.output_kind, ()))
+    needed.update(_distributions(done.signature.output_kind, done.signature.outputs))
     tolerance = golden.tolerance_for([tensor.datatype for tensor in done.outputs])
     described = None
     if sample is not None:
@@ -173,6 +172,16 @@ def _inputs(sample: object, saved: Saved) -> tuple[str, tuple[TensorSpec, ...], 
         raise _refusal("the sample is empty: pass at least one row, such as sample=X[:8]", "sample")
     golden.check_size(tensors)
     return kind, specs, tensors
+
+
+def _distributions(kind: str, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """Return the distributions that values of a kind are made with."""
+    if kind == "frame":
+        return ("numpy", "pandas")
+    arrays = kind in {"array", "arrays"} or (
+        kind == "mapping" and any(spec.shape and spec.parameters.get("python") != "list" for spec in specs)
+    )
+    return ("numpy",) if arrays else ()
 
 
 def _count(spec: TensorSpec) -> int:

@@ -93,14 +93,13 @@ def _rehearse_here(root: Path, manifest: Manifest, inputs: Sequence[Tensor], out
     try:
         model = loaders.load(root, manifest)
     except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        raise RehearsalError(_told(error), stage="load", missing=missing) from error
+        raise RehearsalError(_told(error), stage="load", missing=_missing(error)) from error
     try:
         answer = model.answer(inputs)
     except RequestError as error:
         raise RehearsalError(error.message, stage="sample") from error
     except Exception as error:
-        raise RehearsalError(_told(error), stage="sample") from error
+        raise RehearsalError(_told(error), stage="sample", missing=_missing(error)) from error
     try:
         kind, specs = values.describe(answer, name=output_name)
         signature = replace(manifest.signature, output_kind=kind, outputs=specs)
@@ -116,7 +115,11 @@ def _rehearse_here(root: Path, manifest: Manifest, inputs: Sequence[Tensor], out
             repeated=tuple(repeated),
         )
     except Exception as error:
-        raise RehearsalError(_told(error), stage="answer") from error
+        raise RehearsalError(_told(error), stage="answer", missing=_missing(error)) from error
+
+
+def _missing(error: Exception) -> str | None:
+    return error.name if isinstance(error, ModuleNotFoundError) else None
 
 
 def _told(error: Exception) -> str:

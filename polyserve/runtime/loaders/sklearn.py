@@ -49,7 +49,7 @@ class SklearnModel:
         rows = values.from_tensors(inputs, self.signature.input_kind)
         named: dict[str, np.ndarray[Any, Any]] = {}
         for method in self.methods:
-            if outputs is not None and not any(name == method or name.startswith(f"{method}_") for name in outputs):
+            if outputs is not None and not any(self._belongs(name, method) for name in outputs):
                 continue
             try:
                 answer = getattr(self.estimator, method)(rows)
@@ -62,6 +62,10 @@ class SklearnModel:
             else:
                 named[method] = _array(answer)
         return named
+
+    def _belongs(self, output: str, method: str) -> bool:
+        """Tell whether an output is a method's only one, or one of its several."""
+        return output == method or (output not in self.methods and output.startswith(f"{method}_"))
 
 
 def load(root: Path, manifest: Manifest) -> SklearnModel:

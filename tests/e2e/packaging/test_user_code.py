@@ -178,6 +178,23 @@ def test_a_predictor_gets_what_the_sample_was(project, tmp_path):
     assert difference(made, tmp_path) is None
 
 
+def test_arrays_in_a_dict_need_numpy_even_where_the_model_does_not_import_it(project, tmp_path):
+    project({"sums": "def predict(given): return [sum(row) for row in given['rows'].tolist()]"})
+
+    made = package("sums:predict", name="sums", sample={"rows": np.ones((2, 3)), "unit": "cm"})
+
+    assert made.manifest.requirements == (f"numpy=={np.__version__}",)
+    assert difference(made, tmp_path) is None
+
+
+def test_a_module_that_is_missed_while_it_answers_is_named(project):
+    source = "def predict(rows):\n    import importlib\n    return importlib.import_module('late' + 'ly').VALUE"
+    project({"lazy": source, "lately": "VALUE = [1]"})
+
+    with pytest.raises(PackageError, match="module 'lately' does not travel with the model"):
+        package("lazy:predict", sample=[1])
+
+
 def test_a_pipeline_takes_the_users_function_along(project, tmp_path, iris):
     project(
         {

@@ -166,6 +166,15 @@ def test_an_estimators_methods_are_its_outputs_and_only_those_asked_for_are_call
     assert model.predict(inputs, ["predict"])[0].tolist() == ["yes", "no"]
 
 
+def test_a_method_that_is_not_asked_for_is_not_called(tree):
+    model = loaders.load(*tree)
+    model.estimator.predict = None
+
+    answers = model.predict([Tensor.from_numpy("input", np.array([[1.0]]))], ["predict_proba"])
+
+    assert [tensor.name for tensor in answers] == ["predict_proba"]
+
+
 def test_an_estimator_that_refuses_its_input_is_the_callers_error(tree):
     model = loaders.load(*tree)
 
