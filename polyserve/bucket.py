@@ -263,6 +263,10 @@ class Bucket:
                 yield from sorted(both, key=lambda item: (item if isinstance(item, str) else item.key).encode())
             else:
                 yield from page.objects
+            if page.next_token is not None and page.next_token == token:
+                # Better than to go on for ever: what comes after this token is what was just told.
+                message = f"list {prefix!r} failed on {self.provider}: the listing does not get on from {token!r}"
+                raise InternalError(message, provider=self.provider, operation="list", resource=prefix or self._name)
             token = page.next_token
             if token is None:
                 return

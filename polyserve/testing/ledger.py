@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytest
 
-__all__ = ["Deviation", "enforce", "overridden", "tests_of"]
+__all__ = ["Deviation", "contract_tests", "enforce", "overridden"]
 
 _HOME = "polyserve.testing."
 
@@ -42,7 +42,7 @@ class Deviation:
             raise ValueError(f"the deviation of {self.harness} in {self.test} needs a reason, in a sentence")
 
 
-def tests_of(suite: type) -> dict[str, object]:
+def contract_tests(suite: type) -> dict[str, object]:
     """Return the tests that a class inherits from the suites of `polyserve.testing`, as the suites have them."""
     found: dict[str, object] = {}
     for kind in reversed(suite.__mro__):
@@ -53,7 +53,9 @@ def tests_of(suite: type) -> dict[str, object]:
 
 def overridden(suite: type) -> list[str]:
     """Return the tests of a contract that a subclass replaces or deletes, and `pytest`-marks that would skip them."""
-    wrong = [name for name, value in tests_of(suite).items() if inspect.getattr_static(suite, name, None) is not value]
+    wrong = [
+        name for name, value in contract_tests(suite).items() if inspect.getattr_static(suite, name, None) is not value
+    ]
     own = [kind for kind in suite.__mro__ if not kind.__module__.startswith(_HOME) and "pytestmark" in vars(kind)]
     for kind in own:
         marks = kind.__dict__["pytestmark"]
@@ -82,7 +84,7 @@ def enforce(items: Iterable[pytest.Item], ledger: Sequence[Deviation] = ()) -> N
                 f"{suite.__module__}.{suite.__qualname__} must not replace, delete or skip tests of its contract: "
             )
             raise pytest.UsageError(message + ", ".join(wrong))
-    known = {name for suite in suites for name in tests_of(suite)}
+    known = {name for suite in suites for name in contract_tests(suite)}
     for deviation in ledger:
         if known and deviation.test not in known:
             raise pytest.UsageError(f"the ledger names {deviation.test!r}, and no contract has that test")

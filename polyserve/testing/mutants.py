@@ -30,7 +30,9 @@ class _IgnoresIfMatch(MemoryStore):
 
 class _ChecksAbsenceBeforeItReads(MemoryStore):
     def put(self, key: str, body: BinaryIO, *, attrs: PutAttributes) -> ObjectMeta:
-        if attrs.if_absent and key in self._contents().objects:
+        if not attrs.if_absent:
+            return super().put(key, body, attrs=attrs)
+        if key in self._contents().objects:
             raise MemoryFault(ErrorCode.FAILED_PRECONDITION, "exists")
         return super().put(key, _Slow(body.read()), attrs=replace(attrs, if_absent=False))
 
