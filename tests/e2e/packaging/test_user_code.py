@@ -1,5 +1,6 @@
 """Models that are Python code, or refer to it: their modules travel, and prove it in a process that has nothing else."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -398,3 +399,16 @@ def test_the_working_directory_is_searched_for_a_reference(project, tmp_path, mo
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
 
     assert package("only_here:predict", sample=[1]).manifest.loader["module"] == "only_here"
+
+
+def test_a_function_of_a_module_that_no_search_finds_travels_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "aside.py").write_text("def predict(rows): return [2 * row for row in rows]")
+    spec = importlib.util.spec_from_file_location("nobody_finds", tmp_path / "aside.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "nobody_finds", module)
+    spec.loader.exec_module(module)
+
+    made = package(module.predict, name="aside", sample=[1, 2])
+
+    assert "code/nobody_finds.py" in made.manifest.files
+    assert difference(made, tmp_path) is None
