@@ -122,10 +122,12 @@ def test_dates_and_modes_of_a_file_do_not_matter(models, tmp_path):
 
 
 def test_processes_that_package_one_model_at_once_agree(models, tmp_path):
-    code = "import sys\n"
-    "from polyserve.model import package\n"
-    "import numpy as np\n"
-    "print(package(sys.argv[1], sample=np.zeros((2, 64))).digest)"
+    code = (
+        "import sys\n"
+        "from polyserve.model import package\n"
+        "import numpy as np\n"
+        "print(package(sys.argv[1], sample=np.zeros((2, 64))).digest)"
+    )
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, models / "forest.joblib"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
