@@ -47,22 +47,19 @@ class Gateway:
         self._places = places
         self._linger_s = linger_s
 
-    def idle(self) -> bool:
-        """Return whether there is no function, and no gateway that could be making one: nothing to ask."""
-        functions = self._places.functions
-        empty = not functions.is_dir() or not any(path.suffix == ".json" for path in functions.iterdir())
-        return empty and not alive(self._places)
-
     def left(self) -> None:
         """Wait until a gateway that has nothing left to do is gone, where it is not to linger."""
         deadline = time.monotonic() + 2.0
         while self._linger_s == 0 and time.monotonic() < deadline and alive(self._places):
-            if any(path.suffix == ".json" for path in self._places.functions.iterdir()):
+            if self._has_functions():
                 return
             time.sleep(0.01)
 
     def call(self, verb: str, body: Mapping[str, Any]) -> Any:
         """Ask the gateway, and start it first where it is not running. Every verb can be repeated.
+
+        Returns:
+            What it answers; `None` where there is no function, and the verb is not one that makes one: nobody is started to be asked.
 
         Raises:
             GatewayError: The gateway refused, or it could not be started.
@@ -82,19 +79,20 @@ class Gateway:
                         return answer
                     # 401: the contact file of a gateway that is gone, and its port is another program's now.
                     if status != 401:
-                        wait = answer.get("retry_after_s")
-                        raise GatewayError(
-                            ErrorCode(answer["code"]),
-                            answer["error"],
-                            retry_after=None if wait is None else timedelta(seconds=wait),
-                        )
+                        raise _refusal(answer)
             elif not alive(self._places):
+                if verb != "apply" and not self._has_functions():
+                    return None
                 self._start()
                 continue
             if time.monotonic() > deadline:
                 message = f"the gateway of {self._places.home} did not come up: {tail(self._places.gateway_log)}"
                 raise GatewayError(ErrorCode.UNAVAILABLE, message)
             time.sleep(0.01)
+
+    def _has_functions(self) -> bool:
+        functions = self._places.functions
+        return functions.is_dir() and any(path.suffix == ".json" for path in functions.iterdir())
 
     def _contact(self) -> _Contact | None:
         """Return where the running gateway is reached; `None` while there is none, or it is still starting."""
@@ -140,6 +138,12 @@ class Gateway:
         if done.returncode != 0:
             message = f"the gateway of {self._places.home} could not start (exit {done.returncode}): {tail(log)}"
             raise GatewayError(ErrorCode.UNAVAILABLE, message)
+
+
+def _refusal(answer: Mapping[str, Any]) -> GatewayError:
+    wait = answer.get("retry_after_s")
+    patience = None if wait is None else timedelta(seconds=wait)
+    return GatewayError(ErrorCode(answer["code"]), answer["error"], retry_after=patience)
 
 
 def alive(places: Places) -> bool:

@@ -33,10 +33,12 @@ class ControlServer:
     Args:
         act: Does what a verb says, and returns a JSON value.
         version: Version of polyserve, for drivers to compare.
+        answered: Called when a call is over.
     """
 
-    def __init__(self, act: Act, *, version: str) -> None:
+    def __init__(self, act: Act, *, version: str, answered: Callable[[], None]) -> None:
         self._act = act
+        self._answered = answered
         self._version = version
         self._token = secrets.token_urlsafe(32)
         self._server: asyncio.Server | None = None
@@ -80,6 +82,7 @@ class ControlServer:
             pass
         finally:
             self._calls -= 1
+            self._answered()
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import subprocess
 import threading
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def missing(python: str, minor: str, requirements: Sequence[str]) -> str | None:
     return "; ".join(lacking) or None
 
 
-def provide(places: Places, spec: FunctionSpec, interpreter: str) -> str:
+def provide(places: Places, spec: FunctionSpec, interpreter: str, stopping: threading.Event) -> str:
     """Return a Python that runs a revision; makes a virtual environment where the deployer's interpreter will not do. Blocks.
 
     Raises:
@@ -84,7 +85,7 @@ def provide(places: Places, spec: FunctionSpec, interpreter: str) -> str:
         fcntl.flock(guard, fcntl.LOCK_EX)
         if not (home / "complete").exists():
             remove_tree(home)
-            _make(home, find_python(spec.python, interpreter), spec.requirements)
+            _make(home, find_python(spec.python, interpreter), spec.requirements, stopping)
             (home / "complete").write_text(lock)
     lacking = missing(str(python), spec.python, spec.requirements)
     if lacking is not None:
@@ -110,34 +111,42 @@ def find_python(minor: str, interpreter: str) -> str:
     raise GatewayError(ErrorCode.FAILED_PRECONDITION, message)
 
 
-def _make(home: Path, base: str, requirements: Sequence[str]) -> None:
+def _make(home: Path, base: str, requirements: Sequence[str], stopping: threading.Event) -> None:
     # Made in its final place, since scripts in it name their interpreter by path; without the mark `complete` it does not count.
     uv = shutil.which("uv")
     python = str(home / "bin" / "python")
     if uv is not None:
-        _run([uv, "venv", "--quiet", "--python", base, str(home)])
+        _run([uv, "venv", "--quiet", "--python", base, str(home)], stopping)
         install = [uv, "pip", "install", "--quiet", "--python", python, "--compile-bytecode", "--only-binary", ":all:"]
     else:
-        _run([base, "-m", "venv", str(home)])
+        _run([base, "-m", "venv", str(home)], stopping)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
     if requirements:
-        _run([*install, *requirements])
+        _run([*install, *requirements], stopping)
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str], stopping: threading.Event) -> None:
+    """Run a program to its end, or until it is not wanted any more."""
+    deadline = time.monotonic() + INSTALL_TIMEOUT_S
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
+            while True:
+                try:
+                    out, complaint = process.communicate(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    if stopping.is_set() or time.monotonic() > deadline:
+                        process.kill()
+    except OSError as error:
         raise GatewayError(ErrorCode.UNAVAILABLE, f"{' '.join(command[:3])} failed: {error}") from error
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-1500:]
+    if process.returncode != 0:
+        said = (complaint or out).strip()[-1500:] or f"exit status {process.returncode}"
         message = f"the locked requirements cannot be installed ({Path(command[0]).name}): {said}"
         raise GatewayError(ErrorCode.FAILED_PRECONDITION, message)
 
 
-def unpack(places: Places, spec: FunctionSpec) -> Path:
+def unpack(places: Places, spec: FunctionSpec, stopping: threading.Event) -> Path:
     """Return the directory of a revision's bundle, unpacked from the store and verified on the way. Blocks.
 
     Raises:
@@ -156,6 +165,8 @@ def unpack(places: Places, spec: FunctionSpec) -> Path:
             _fetch(places, spec, packed)
             archive.extract(packed, fresh / "bundle")
             packed.unlink()
+            if stopping.is_set():
+                raise GatewayError(ErrorCode.CONFLICT, f"{spec.name!r} was deleted meanwhile")
             os.rename(fresh / "bundle", home)
         except (archive.ArchiveError, zipfile.BadZipFile) as error:
             message = f"the bundle {artifact.bucket}/{artifact.key} cannot be unpacked: {error}; deploy again"

@@ -46,9 +46,7 @@ class LocalPlatform:
 
     def list(self, *, labels: Mapping[str, str]) -> Iterator[FunctionStatus]:
         """Yield the functions that carry all these labels, by name."""
-        # Starting a process to be told that there is nothing would be absurd.
-        found = [] if self._gateway.idle() else self._gateway.call("list", {})
-        for each in found:
+        for each in self._gateway.call("list", {}) or []:
             status = status_from_dict(each)
             if labels.items() <= status.labels.items():
                 yield status
@@ -84,9 +82,10 @@ class LocalPlatform:
         return (f"write {self._places.home}",)
 
     def _about(self, name: str, verb: str, **details: Any) -> Any:
-        if self._gateway.idle():
+        answer = self._gateway.call(verb, {"name": name, **details})
+        if answer is None:
             raise _no_function(name)
-        return self._gateway.call(verb, {"name": name, **details})
+        return answer
 
 
 def _no_function(name: str) -> GatewayError:

@@ -39,6 +39,7 @@ from polyserve_local.supervisor import Function
 
 TICK_S = 0.05
 """How often pulses are read while anything runs: a page of shared memory each, some microseconds."""
+IDLE_TICK_S = 60.0
 FIRST_LINGER_S = 10.0
 """How long a gateway that was just started waits for its first function."""
 
@@ -55,8 +56,9 @@ class Gateway:
         self._places = places
         self._linger_s = linger_s
         self._functions: dict[str, Function] = {}
-        self._control = ControlServer(self._act, version=polyserve.__version__)
-        self._over = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._control = ControlServer(self._act, version=polyserve.__version__, answered=self._woken.set)
+        self._over = False
         self._empty_since = time.monotonic()
         self._had_functions = False
         self._most_instances = max(1, os.cpu_count() or 1)
@@ -69,25 +71,35 @@ class Gateway:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._over.set)
+            loop.add_signal_handler(number, self._end)
         await self._take_over()
         await self._control.start(self._places.contact)
         answering()
         try:
-            while not self._over.is_set():
-                self._tick()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._over.wait(), self._pause())
+            while not self._over:
+                self._woken.clear()
+                pause = self._tick()
+                if not self._over:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._woken.wait(), pause)
+                if self._busy():
+                    # Woken by a call or by an instance: those are many, pulses are read at their own pace.
+                    await asyncio.sleep(TICK_S)
         finally:
             # Callers that are not answered yet lose their connection and ask the next gateway.
             self._control.close(self._places.contact)
             for function in self._functions.values():
                 function.detach()
 
-    def _pause(self) -> float:
-        return TICK_S if any(function.busy() for function in self._functions.values()) else 0.25
+    def _end(self) -> None:
+        self._over = True
+        self._woken.set()
 
-    def _tick(self) -> None:
+    def _busy(self) -> bool:
+        return any(function.busy() for function in self._functions.values())
+
+    def _tick(self) -> float:
+        """Look after everything; returns for how long nothing needs to be looked at unless something happens."""
         now = time.monotonic()
         for function in list(self._functions.values()):
             try:
@@ -97,10 +109,12 @@ class Gateway:
                 traceback.print_exc()
         if self._functions:
             self._empty_since, self._had_functions = now, True
-        else:
-            patience = self._linger_s if self._had_functions else max(self._linger_s, FIRST_LINGER_S)
-            if now - self._empty_since >= patience and not self._control.busy:
-                self._over.set()
+            return 0.0 if self._busy() else IDLE_TICK_S
+        patience = self._linger_s if self._had_functions else max(self._linger_s, FIRST_LINGER_S)
+        left = self._empty_since + patience - now
+        if left <= 0 and not self._control.busy:
+            self._end()
+        return max(left, 0.01)
 
     # --- taking over ------------------------------------------------------------------------------------------------------
 
@@ -125,8 +139,7 @@ class Gateway:
             self._adopt(state, mine)
         for name, function in list(self._functions.items()):
             if function.state.deleting:
-                await function.delete()
-                del self._functions[name]
+                await self._delete(function)
             else:
                 function.resume()
         self._collect()
@@ -140,7 +153,9 @@ class Gateway:
                     door.close()
                 else:
                     listeners[key] = door
-        function = Function(self._places, state, listeners=listeners, most_instances=self._most_instances)
+        function = Function(
+            self._places, state, listeners=listeners, most_instances=self._most_instances, woken=self._woken
+        )
         self._functions[state.name] = function
         for each in mine:
             revision = function.revisions.get(each.record.revision)
@@ -186,12 +201,16 @@ class Gateway:
 
     async def _act(self, verb: str, body: Mapping[str, Any]) -> Any:
         if verb == "apply":
-            return await self._apply(body)
+            try:
+                return await self._apply(body)
+            finally:
+                # What it was started for was tried: from now on it stays no longer than it was told to.
+                self._had_functions, self._empty_since = True, time.monotonic()
         if verb == "list":
             return [status_to_dict(self._functions[name].status()) for name in sorted(self._functions)]
         if verb == "retire":
             say(f"leaving to a gateway of version {body['version']}")
-            asyncio.get_running_loop().call_soon(self._over.set)
+            asyncio.get_running_loop().call_soon(self._end)
             return {}
         function = self._functions.get(body["name"])
         if function is None or function.state.deleting:
@@ -214,10 +233,7 @@ class Gateway:
                 await function.remove_revision(body["number"])
                 self._collect()
             elif verb == "delete":
-                await function.delete()
-                del self._functions[body["name"]]
-                self._collect()
-                self._empty_since = time.monotonic()
+                await self._delete(function)
             else:
                 raise GatewayError(ErrorCode.UNSUPPORTED, f"the gateway knows no verb {verb!r}")
         return {}
@@ -240,13 +256,23 @@ class Gateway:
                 scaling=spec.scaling,
                 labels=spec.labels,
             )
-            function = Function(self._places, state, listeners={}, most_instances=self._most_instances)
+            function = Function(
+                self._places, state, listeners={}, most_instances=self._most_instances, woken=self._woken
+            )
             self._functions[spec.name] = function
         async with function.changing:
             function.state.options = body["options"]
             function.state.labels = spec.labels
             function.apply(spec, spec.digest(), body["interpreter"])
         return status_to_dict(function.status())
+
+    async def _delete(self, function: Function) -> None:
+        await function.delete()
+        del self._functions[function.state.name]
+        self._collect()
+        # Last: as long as it is there, a gateway that is started anew goes on with the deletion.
+        self._places.state(function.state.name).unlink(missing_ok=True)
+        self._empty_since = time.monotonic()
 
     def _resolve(self, function: Function, number: int | None) -> Any:
         port = function.state.port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -21,9 +22,9 @@ def inventory(home: Path) -> list[str]:
     if places.run.is_dir():
         for path in sorted(places.run.iterdir()):
             found.append(f"file {path}")
-            if path.suffix == ".json":
-                record = json.loads(path.read_bytes())
-                if processes.started_at(record["pid"]) == record["started"]:
+            with contextlib.suppress(FileNotFoundError):  # it has ended just now
+                record = json.loads(path.read_bytes()) if path.suffix == ".json" else None
+                if record and processes.started_at(record["pid"]) == record["started"]:
                     found.append(f"process {record['pid']} (instance of {record['function']})")
     if alive(places):
         found.append("process of the gateway")

@@ -19,9 +19,9 @@ class LocalInvoker:
 
     def resolve(self, name: str, *, revision: int | None = None) -> Address:
         """Find the listener of a function, or of one revision of it; starts the gateway where it is not running."""
-        if self._gateway.idle():
-            raise GatewayError(ErrorCode.NOT_FOUND, f"there is no function {name!r}")
         found = self._gateway.call("resolve", {"name": name, "revision": revision})
+        if found is None:
+            raise GatewayError(ErrorCode.NOT_FOUND, f"there is no function {name!r}")
         return Address(url=found["url"], headers={"authorization": f"Bearer {found['token']}"})
 
     def prepare(self, address: Address, request: Request) -> HttpCall:

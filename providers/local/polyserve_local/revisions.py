@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +27,9 @@ GRACE_S = 1.0
 DRAIN_S = 30.0
 LONGEST_RETRY_S = 60.0
 QUICK_CRASH_S = 1.0
+LOOK_S = 1.0
+"""How often the system is asked about processes, where asking costs a process."""
+CHEAP_LOOK = sys.platform == "linux"
 
 
 class Revision:
@@ -42,8 +47,11 @@ class Revision:
         self.listener = listener
         self.instances: list[InstanceProcess] = []
         self.failures = 0
+        self.given_up = 0
         self.not_before = 0.0
         self.provisioning: asyncio.Task[None] | None = None
+        self.stopping = threading.Event()
+        self._looked_at = 0.0
         self.scaler = Scaler(
             concurrency=function.state.options["concurrency"],
             queue_s=function.state.options["queue_ms"] / 1000,
@@ -84,18 +92,21 @@ class Revision:
     def provision(self) -> None:
         """Begin to make what an instance needs, and start one: a revision is ready once one of its instances was."""
         self.state.phase, self.state.reason = Phase.PROVISIONING, None
-        self.failures, self.not_before = 0, 0.0
+        self.failures, self.given_up, self.not_before = 0, 0, 0.0
         if self.provisioning is None or self.provisioning.done():
             self.provisioning = asyncio.create_task(self._provision())
 
     async def _provision(self) -> None:
         places, spec = self.function.places, self.state.spec
         try:
-            bundle = await asyncio.to_thread(environment.unpack, places, spec)
-            python = await asyncio.to_thread(environment.provide, places, spec, self.state.interpreter)
+            bundle = await asyncio.to_thread(environment.unpack, places, spec, self.stopping)
+            python = await asyncio.to_thread(environment.provide, places, spec, self.state.interpreter, self.stopping)
             await asyncio.to_thread(environment.compile_runtime, python, bundle)
         except Exception as error:
-            self.fail(str(error) or type(error).__name__)
+            if not self.stopping.is_set():
+                self.fail(str(error) or type(error).__name__)
+            return
+        if self.stopping.is_set():
             return
         self.state.python = python
         self.function.save()
@@ -105,8 +116,8 @@ class Revision:
     def fail(self, reason: str) -> None:
         """Note that it cannot start, and when it may be tried again."""
         first = self.function.state.options["retry_s"]
-        self.not_before = time.monotonic() + min(LONGEST_RETRY_S, first * 2 ** min(self.failures, 16))
-        self.failures += 1
+        self.not_before = time.monotonic() + min(LONGEST_RETRY_S, first * 2 ** min(self.given_up, 16))
+        self.given_up += 1
         self.wanted = 0
         self.state.phase, self.state.reason = Phase.FAILED, reason
         self.function.save()
@@ -149,10 +160,11 @@ class Revision:
     def take(self, instance: InstanceProcess) -> None:
         """Count a started or adopted instance in."""
         self.instances.append(instance)
+        self.function.woken.set()
         instance.watch(on_ready=self._on_ready, on_end=self.ended)
 
     def _on_ready(self, instance: InstanceProcess) -> None:
-        self.failures = 0
+        self.failures, self.given_up = 0, 0
         if self.state.phase is not Phase.READY:
             self.state.phase, self.state.reason = Phase.READY, None
             self.function.save()
@@ -191,6 +203,12 @@ class Revision:
         """Keep the limits of the instances, and judge how many there should be."""
         spec = self.state.spec
         samples = []
+        look = now - self._looked_at >= LOOK_S
+        if look:
+            self._looked_at = now
+            for instance in [each for each in self.instances if each.lost()]:
+                instance.finish()
+                self.ended(instance)
         for instance in list(self.instances):
             pulse = instance.pulse()
             overdue = spec.timeout.total_seconds() + GRACE_S
@@ -198,7 +216,7 @@ class Revision:
                 instance.kill(f"timeout: a predict ran for more than {spec.timeout.total_seconds():g} s")
             elif not instance.ready and now - instance.born > self.function.state.options["start_timeout_s"]:
                 instance.kill(f"the model did not load within {self.function.state.options['start_timeout_s']:g} s")
-            elif (held := resident_bytes(instance.pid)) > spec.memory_mb << 20:
+            elif (look or CHEAP_LOOK) and (held := resident_bytes(instance.pid)) > spec.memory_mb << 20:
                 instance.kill(f"out of memory: {held >> 20} MB over limit {spec.memory_mb} MB: raise memory_mb")
             elif instance.serving and pulse is not None:
                 quiet = now - max(pulse.last_activity, instance.ready_at)
@@ -232,9 +250,11 @@ class Revision:
 
     async def stop(self) -> None:
         """End every instance at once and wait until they are gone."""
-        if self.provisioning is not None:
-            self.provisioning.cancel()
+        self.stopping.set()
         for instance in list(self.instances):
             instance.draining = True
             instance.kill("the revision was removed")
         await asyncio.gather(*(instance.ended.wait() for instance in list(self.instances)))
+        if self.provisioning is not None:
+            # It sees the event at its next step, and kills the program that it waits for.
+            await self.provisioning

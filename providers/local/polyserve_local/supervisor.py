@@ -14,12 +14,15 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+import msgspec
+
 from polyserve.driver import ErrorCode, FunctionSpec, FunctionStatus, Phase, Scaling
 from polyserve_local.errors import GatewayError
 from polyserve_local.front import Front
 from polyserve_local.instances import InstanceProcess
 from polyserve_local.places import Places, remove_tree
 from polyserve_local.revisions import Revision
+from polyserve_local.settings import LocalSettings
 from polyserve_local.state import FunctionState, RevisionState
 
 BACKLOG = 4096
@@ -51,6 +54,7 @@ class Function:
         state: What is wanted.
         listeners: Listening sockets that instances handed back: `"public"`, or a revision's number.
         most_instances: Most instances of a revision where the function's scaling leaves it open.
+        woken: Set when there is something to look after.
     """
 
     def __init__(
@@ -60,10 +64,14 @@ class Function:
         *,
         listeners: Mapping[str | int, socket.socket],
         most_instances: int,
+        woken: asyncio.Event,
     ) -> None:
         self.places = places
         self.state = state
         self.most_instances = most_instances
+        self.woken = woken
+        # What an older version wrote may lack the options that came since.
+        state.options = {**msgspec.to_builtins(LocalSettings()), **state.options}
         self.changing = asyncio.Lock()
         self.listener = listeners.get("public") or listen(state.port)
         self.listener.setblocking(False)
@@ -189,7 +197,7 @@ class Function:
             log.unlink(missing_ok=True)
 
     async def delete(self) -> None:
-        """End and remove everything that was made for the function."""
+        """End and remove everything that was made for the function, but for the file that says so."""
         self.state.deleting = True
         self.save()
         for timer in self._timers:
@@ -203,7 +211,6 @@ class Function:
         for door in self._doors():
             door.close()
         await asyncio.to_thread(remove_tree, self.places.logs / self.state.name)
-        self.places.state(self.state.name).unlink(missing_ok=True)
 
     # --- bringing what runs in line with what is wanted ------------------------------------------------------------------
 
@@ -302,10 +309,6 @@ class Function:
     def tick(self, now: float) -> None:
         """Look after limits and scale."""
         for revision in list(self.revisions.values()):
-            for instance in list(revision.instances):
-                if instance.lost():
-                    instance.finish()
-                    revision.ended(instance)
             revision.tick(now)
         self.settle()
 
