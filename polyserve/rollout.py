@@ -50,8 +50,8 @@ READY_WITHIN = timedelta(minutes=15)
 COLD_WITHIN = timedelta(minutes=2)
 """How long the first answer of a new revision may take beyond the time that one request may take."""
 
-FIRST_POLL, LONGEST_POLL = 0.02, 2.0
-"""Seconds between two looks at a revision that is not ready: the first, and the longest after doubling."""
+SHORTEST_POLL, LONGEST_POLL = 0.01, 2.0
+"""Seconds between two looks at a revision that is not ready: a tenth of the time it took so far, within these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +228,8 @@ class _Rollout:
 
     def run(self, planned: Plan, observed: Observed) -> None:
         """Carry out the steps of the plan."""
+        if not planned.changes:
+            return
         kinds = {step.kind: step.summary for step in planned.steps}
         number, desired = planned.revision, self.desired
         if StepKind.APPLY in kinds or StepKind.VERIFY in kinds:
@@ -338,7 +340,7 @@ def wait_ready(
         FailedPreconditionError: It failed; the message has the platform's reason.
         DeadlineExceededError: It is not ready in time.
     """
-    deadline, pause = time.monotonic() + within.total_seconds(), FIRST_POLL
+    begun = time.monotonic()
     while True:
         with translating(provider, "describe", name):
             status = provider.functions.describe(name).revision(number)
@@ -349,15 +351,15 @@ def wait_ready(
                 f"revision {number} of {name!r} failed on {provider.info.name}: {status.reason or 'no reason given'}"
             )
             raise FailedPreconditionError(message, provider=provider.info.name, operation="wait", resource=name)
-        if time.monotonic() >= deadline:
+        waited = time.monotonic() - begun
+        if waited >= within.total_seconds():
             message = (
                 f"revision {number} of {name!r} is not ready on {provider.info.name} after {within.total_seconds():g} s: "
                 "look at `polyserve logs`, then repeat the command to go on waiting"
             )
             raise DeadlineExceededError(message, provider=provider.info.name, operation="wait", resource=name)
         renew()
-        time.sleep(pause)
-        pause = min(pause * 2, LONGEST_POLL)
+        time.sleep(min(max(SHORTEST_POLL, waited / 10), LONGEST_POLL))
 
 
 def verify(provider: Provider, desired: Desired, number: int, package: ModelPackage) -> None:

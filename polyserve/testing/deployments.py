@@ -1,9 +1,8 @@
 """The contract of deployments: what a provider's store, functions and invoker must do together under the portable core.
 
     class TestDeployments(DeploymentContract): ...
-    class TestFaults(FaultContract): ...
 
-Both take a `harness` fixture (`polyserve.testing.harness.Harness`). Every test brings a deployment up from
+It takes a `harness` fixture (`polyserve.testing.harness.Harness`). Every test brings a deployment up from
 a real package, and ends with an inventory of nothing. Override no test: what a provider cannot do it must
 declare, and then the test asserts that it refuses.
 """
@@ -11,13 +10,9 @@ declare, and then the test asserts that it refuses.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -27,7 +22,6 @@ from polyserve.driver import Capability, Provider, Scaling
 from polyserve.errors import (
     ConflictError,
     FailedPreconditionError,
-    InternalError,
     InvalidArgumentError,
     NotFoundError,
     PlanRefused,
@@ -84,7 +78,8 @@ class World:
         """Destroy what there is, and see that nothing is left."""
         with suppress(NotFoundError):
             destroy(self.target, NAME)
-        assert list(self.harness.inventory()) == []
+        left = list(self.harness.inventory())
+        assert left == []
 
 
 class DeploymentContract:
@@ -249,10 +244,12 @@ class DeploymentContract:
             destroy(world.target, NAME)
 
     def test_a_refused_plan_leaves_nothing_behind(self, world: World) -> None:
+        before = list(world.harness.inventory())
+
         with pytest.raises(PlanRefused, match="canary"):
             world.deploy(times(2), canary=10)
 
-        assert list(world.harness.inventory()) == []
+        assert list(world.harness.inventory()) == before
 
     def test_values_of_the_environment_reach_the_function_and_no_record(self, world: World) -> None:
         world.deploy(times(2), environment={"OFFSET": "0", "MY_SECRET": "swordfish"})
@@ -265,180 +262,3 @@ class DeploymentContract:
 def _two_revisions(world: World) -> Deployment:
     world.deploy(times(3))
     return world.deployment()
-
-
-OPERATIONS = ("deploy", "update", "canary", "promote", "traffic", "rollback", "scale", "destroy")
-
-
-def prepare(world: World, operation: str) -> None:
-    """Bring about the state that an operation starts from."""
-    if operation != "deploy":
-        world.deploy(times(2))
-    if operation == "promote":
-        world.deploy(times(3), canary=50)
-    if operation in {"rollback", "traffic"}:
-        world.deploy(times(3))
-
-
-def act(world: World, operation: str) -> None:
-    """Do the operation."""
-    if operation == "deploy":
-        world.deploy(times(2))
-    elif operation == "update":
-        world.deploy(times(3))
-    elif operation == "canary":
-        world.deploy(times(3), canary=50)
-    elif operation == "promote":
-        world.deployment().promote()
-    elif operation == "traffic":
-        world.deployment().traffic({1: 50, 2: 50})
-    elif operation == "rollback":
-        # By number: a process that is killed after its very last call has rolled back, and nobody can tell it from one that has not.
-        world.deployment().rollback(to=1)
-    elif operation == "scale":
-        world.deployment().scale(max_instances=2)
-    else:
-        destroy(world.target, NAME)
-
-
-def converged(world: World, operation: str) -> None:
-    """See that the operation has had its effect, once."""
-    if operation == "destroy":
-        assert list(world.harness.inventory()) == []
-        return
-    expected: dict[str, Mapping[int, int]] = {
-        "deploy": {1: 100},
-        "update": {2: 100},
-        "canary": {1: 50, 2: 50},
-        "promote": {2: 100},
-        "traffic": {1: 50, 2: 50},
-        "rollback": {1: 100},
-        "scale": {1: 100},
-    }
-    record = world.deployment().record
-    assert expected[operation] == world.weights() == record.weights
-    assert record.lease is None
-    assert [r.state for r in record.revisions] == ["verified"] * len(record.revisions)
-    function = world.target.provider.functions.describe(NAME)
-    assert [r.number for r in function.revisions] == [r.number for r in record.revisions]
-    assert function.scaling == record.scaling
-    if operation == "scale":
-        assert record.scaling.max_instances == 2
-    factors = {1: 2.0, 2: 3.0}
-    assert world.answer() in {factors[number] for number in expected[operation]}
-
-
-class FaultContract:
-    """Every operation may fail at, or die after, any control call: the same command must then converge."""
-
-    @pytest.mark.parametrize("operation", OPERATIONS)
-    @pytest.mark.parametrize("mode", ["before", "after"])
-    def test_an_operation_that_fails_at_any_control_call_converges_when_repeated(
-        self, harness: Harness, operation: str, mode: Literal["before", "after"]
-    ) -> None:
-        if self._refused(harness, operation):
-            return
-        for at in range(1, 200):
-            bucket = harness.fresh_bucket()
-            prepare(World(harness, bucket), operation)
-            faults = Faults(at=at, mode=mode, only_writes=True)
-            last = False
-            try:
-                act(World(harness, bucket, faults), operation)
-                last = not faults.reached
-            except InternalError:
-                assert faults.reached
-            world = World(harness, bucket)
-            if not last:
-                self._repeat(world, operation)
-            converged(world, operation)
-            world.gone()
-            if last:
-                assert at > 2
-                return
-        pytest.fail(f"{operation} makes over 200 control calls: {faults.seen}")
-
-    @pytest.mark.parametrize("operation", OPERATIONS)
-    def test_an_operation_whose_process_is_killed_after_any_control_call_converges_when_repeated(
-        self, harness: Harness, operation: str, tmp_path: Path
-    ) -> None:
-        if self._refused(harness, operation):
-            return
-        for at in range(1, 200):
-            bucket = harness.fresh_bucket()
-            prepare(World(harness, bucket), operation)
-            status = self._killed(harness, bucket, operation, at, tmp_path)
-            world = World(harness, bucket)
-            if status != 0:
-                self._repeat(world, operation)
-            converged(world, operation)
-            world.gone()
-            if status == 0:
-                assert at > 2
-                return
-        pytest.fail(f"{operation} makes over 200 control calls")
-
-    def test_of_two_deployers_at_once_one_wins_and_the_other_is_told(self, harness: Harness, tmp_path: Path) -> None:
-        bucket = harness.fresh_bucket()
-        processes = [self._start(harness, bucket, operation, 0, tmp_path) for operation in ("deploy", "update")]
-        told = []
-        for process in processes:
-            _, errors = process.communicate(timeout=100)
-            told.append((process.returncode, errors.decode()))
-        world = World(harness, bucket)
-        losers = [errors for status, errors in told if status]
-        assert all("ConflictError" in errors for errors in losers), told
-        assert len(losers) < 2
-        record = world.deployment().record
-        assert world.weights() == record.weights
-        assert record.lease is None
-        world.gone()
-
-    @staticmethod
-    def _refused(harness: Harness, operation: str) -> bool:
-        """Return whether the provider does not have the operation, after seeing that it refuses it."""
-        world = World(harness, harness.fresh_bucket())
-        if operation not in {"canary", "promote", "traffic"} or world.splits:
-            return False
-        world.deploy(times(2))
-        with pytest.raises(PlanRefused, match="split"):
-            world.deploy(times(3), canary=50)
-        world.gone()
-        return True
-
-    @staticmethod
-    def _repeat(world: World, operation: str) -> None:
-        try:
-            act(world, operation)
-        except NotFoundError:
-            # A destroy that was cut short after its last call has nothing left to do.
-            assert operation == "destroy"
-
-    def _killed(self, harness: Harness, bucket: str, operation: str, at: int, work: Path) -> int:
-        process = self._start(harness, bucket, operation, at, work)
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode in {0, -9}, errors.decode()
-        return process.returncode
-
-    @staticmethod
-    def _start(harness: Harness, bucket: str, operation: str, at: int, work: Path) -> subprocess.Popen[bytes]:
-        script = work / "act.py"
-        script.write_text(
-            textwrap.dedent("""
-                import json, sys
-                from polyserve.errors import PolyserveError
-                from polyserve.testing.deployments import World, act
-                from polyserve.testing.faults import Faults
-                from polyserve.testing.harness import Elsewhere
-                name, options, bucket, operation, at = json.loads(sys.argv[1])
-                faults = Faults(at=at, mode="kill", only_writes=True)
-                try:
-                    act(World(Elsewhere(name, options), bucket, faults), operation)
-                except PolyserveError as error:
-                    sys.exit(f"{type(error).__name__}: {error}")
-                """)
-        )
-        arguments = json.dumps([harness.name, dict(harness.options), bucket, operation, at])
-        return subprocess.Popen(
-            [sys.executable, str(script), arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )

@@ -54,10 +54,13 @@ class Functions:
         self.harness = harness
         self.provider: Provider = harness.provider()
         self.platform: FunctionPlatform = self.provider.functions
+        self._buckets: set[str] = set()
 
     def spec(self, revision: int) -> FunctionSpec:
         """Return the spec of a revision, with its bundle in a bucket."""
-        return self.harness.function_spec(NAME, revision)
+        spec = self.harness.function_spec(NAME, revision)
+        self._buckets.add(spec.artifact.bucket)
+        return spec
 
     def applied(self, *revisions: int) -> FunctionStatus:
         """Make revisions, wait until they are ready, and return the function's status."""
@@ -98,8 +101,10 @@ class Functions:
         return Response(status=reply.status_code, headers=dict(reply.headers), body=reply.content)
 
     def gone(self) -> None:
-        """Delete the function, if there is one."""
-        self.code(lambda: self.platform.delete(NAME))
+        """Delete the function, if there is one, and the bundles."""
+        assert self.code(lambda: self.platform.delete(NAME)) in {None, ErrorCode.NOT_FOUND}
+        for bucket in self._buckets:
+            self.harness.drop_bucket(bucket)
 
 
 class FunctionsContract:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import shutil
 import tempfile
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +76,8 @@ class _Function:
 class MemoryPlatform:
     """Functions on threads. Implements `polyserve.driver.FunctionPlatform`.
 
-    A spec's environment variables are not set: there is one environment for all of this process. Memory is not limited.
+    There is one environment for all of this process: the variables of a spec are there while its model loads or answers, and revisions that
+    have any do so one at a time. Memory is not limited.
     """
 
     def __init__(self, provider: MemoryProvider) -> None:
@@ -124,7 +127,8 @@ class MemoryPlatform:
                 request_bytes=spec.request_bytes,
                 sink=lambda lines: self._note(function, spec.revision, lines),
             )
-            host.load()
+            with _environment(spec.environment):
+                host.load()
         except Exception as error:
             revision.reason = str(error) or type(error).__name__
             revision.phase = Phase.FAILED
@@ -232,7 +236,7 @@ class MemoryPlatform:
             return _refuse(request, ErrorCode.NOT_FOUND, f"{name!r} has nothing that takes this call")
         if revision.host is None:
             return _refuse(request, ErrorCode.UNAVAILABLE, f"revision {number} of {name!r} is {revision.phase.value}")
-        return _within(revision.host, replace(request, path="/" + path), revision.spec.timeout.total_seconds())
+        return _within(revision.host, replace(request, path="/" + path), revision.spec)
 
     def _function(self, name: str) -> _Function:
         if name not in self._functions:
@@ -287,10 +291,38 @@ def _pick(weights: Mapping[int, int], request: Request) -> int:
     return 0
 
 
-def _within(host: Host, request: Request, seconds: float) -> Response:
+_ENVIRONMENT = threading.Lock()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while, if there are any to set."""
+    if not variables:
+        yield
+        return
+    with _ENVIRONMENT:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _within(host: Host, request: Request, spec: FunctionSpec) -> Response:
     """Answer within the time of the spec; what takes longer goes on unheard."""
     answers: list[Response] = []
-    thread = threading.Thread(target=lambda: answers.append(host.handle(request)), daemon=True)
+    seconds = spec.timeout.total_seconds()
+
+    def answer() -> None:
+        with _environment(spec.environment):
+            answers.append(host.handle(request))
+
+    thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     thread.join(seconds)
     if not answers:

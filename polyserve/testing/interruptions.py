@@ -1,0 +1,211 @@
+"""The contract of interruptions: whatever is cut short, wherever, the same command finishes it, and destroy leaves nothing.
+
+    class TestFaults(FaultContract): ...
+    class TestCrashes(CrashContract): ...
+
+Both take a `harness` fixture. `FaultContract` fails a control call in this process; `CrashContract` kills the process that makes it, so the
+harness's provider must be one that another process can make from its name and options.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from polyserve.deployment import destroy
+from polyserve.driver import Capability
+from polyserve.errors import InternalError, NotFoundError, PlanRefused
+from polyserve.testing.deployments import NAME, World
+from polyserve.testing.faults import Faults
+from polyserve.testing.harness import Harness
+from polyserve.testing.packages import times
+
+OPERATIONS = ("deploy", "update", "canary", "promote", "traffic", "rollback", "scale", "destroy")
+
+
+def prepare(world: World, operation: str) -> None:
+    """Bring about the state that an operation starts from."""
+    if operation != "deploy":
+        world.deploy(times(2))
+    if operation == "promote":
+        world.deploy(times(3), canary=50)
+    if operation in {"rollback", "traffic"}:
+        world.deploy(times(3))
+
+
+def act(world: World, operation: str) -> None:
+    """Do the operation."""
+    if operation == "deploy":
+        world.deploy(times(2))
+    elif operation == "update":
+        world.deploy(times(3))
+    elif operation == "canary":
+        world.deploy(times(3), canary=50)
+    elif operation == "promote":
+        world.deployment().promote()
+    elif operation == "traffic":
+        world.deployment().traffic({1: 50, 2: 50})
+    elif operation == "rollback":
+        # By number: a process that is killed after its very last call has rolled back, and nobody can tell it from one that has not.
+        world.deployment().rollback(to=1)
+    elif operation == "scale":
+        world.deployment().scale(max_instances=2)
+    else:
+        destroy(world.target, NAME)
+
+
+def converged(world: World, operation: str) -> None:
+    """See that the operation has had its effect, once."""
+    if operation == "destroy":
+        assert list(world.harness.inventory()) == []
+        return
+    expected: dict[str, Mapping[int, int]] = {
+        "deploy": {1: 100},
+        "update": {2: 100},
+        "canary": {1: 50, 2: 50},
+        "promote": {2: 100},
+        "traffic": {1: 50, 2: 50},
+        "rollback": {1: 100},
+        "scale": {1: 100},
+    }
+    record = world.deployment().record
+    assert expected[operation] == world.weights() == record.weights
+    assert record.lease is None
+    assert [r.state for r in record.revisions] == ["verified"] * len(record.revisions)
+    function = world.target.provider.functions.describe(NAME)
+    assert [r.number for r in function.revisions] == [r.number for r in record.revisions]
+    assert function.scaling == record.scaling
+    if operation == "scale":
+        assert record.scaling.max_instances == 2
+    factors = {1: 2.0, 2: 3.0}
+    assert world.answer() in {factors[number] for number in expected[operation]}
+
+
+def refused(harness: Harness, operation: str) -> bool:
+    """Return whether the provider does not have the operation, after seeing that it refuses it."""
+    splits = Capability.TRAFFIC_SPLIT in harness.provider().info.capabilities
+    if splits or operation not in {"canary", "promote", "traffic"}:
+        return False
+    world = World(harness, harness.fresh_bucket())
+    world.deploy(times(2))
+    with pytest.raises(PlanRefused, match="split"):
+        world.deploy(times(3), canary=50)
+    world.gone()
+    return True
+
+
+def repeat(world: World, operation: str) -> None:
+    """Do an operation again after it was cut short."""
+    try:
+        act(world, operation)
+    except NotFoundError:
+        # A destroy that was cut short after its last call has nothing left to do.
+        assert operation == "destroy"
+
+
+class FaultContract:
+    """Every operation may fail at any control call: the same command must then converge."""
+
+    @pytest.mark.parametrize("operation", OPERATIONS)
+    @pytest.mark.parametrize("mode", ["before", "after"])
+    def test_an_operation_that_fails_at_any_control_call_converges_when_repeated(
+        self, harness: Harness, operation: str, mode: Literal["before", "after"]
+    ) -> None:
+        if refused(harness, operation):
+            return
+        for at in range(1, 200):
+            bucket = harness.fresh_bucket()
+            prepare(World(harness, bucket), operation)
+            faults = Faults(at=at, mode=mode, only_writes=True)
+            last = False
+            try:
+                act(World(harness, bucket, faults), operation)
+                last = not faults.reached
+            except InternalError:
+                assert faults.reached
+            world = World(harness, bucket)
+            if not last:
+                repeat(world, operation)
+            converged(world, operation)
+            world.gone()
+            if last:
+                assert at > 2
+                return
+        pytest.fail(f"{operation} makes over 200 control calls: {faults.seen}")
+
+
+class CrashContract:
+    """Every operation may be killed after any control call: the same command must then converge."""
+
+    @pytest.mark.parametrize("operation", OPERATIONS)
+    def test_an_operation_whose_process_is_killed_after_any_control_call_converges_when_repeated(
+        self, harness: Harness, operation: str, tmp_path: Path
+    ) -> None:
+        if refused(harness, operation):
+            return
+        for at in range(1, 200):
+            bucket = harness.fresh_bucket()
+            prepare(World(harness, bucket), operation)
+            status = self._killed(harness, bucket, operation, at, tmp_path)
+            world = World(harness, bucket)
+            if status != 0:
+                repeat(world, operation)
+            converged(world, operation)
+            world.gone()
+            if status == 0:
+                assert at > 2
+                return
+        pytest.fail(f"{operation} makes over 200 control calls")
+
+    def test_of_two_deployers_at_once_one_wins_and_the_other_is_told(self, harness: Harness, tmp_path: Path) -> None:
+        bucket = harness.fresh_bucket()
+        processes = [self._start(harness, bucket, operation, 0, tmp_path) for operation in ("deploy", "update")]
+        told = []
+        for process in processes:
+            _, errors = process.communicate(timeout=100)
+            told.append((process.returncode, errors.decode()))
+        world = World(harness, bucket)
+        losers = [errors for status, errors in told if status]
+        assert all("ConflictError" in errors for errors in losers), told
+        assert len(losers) < 2
+        record = world.deployment().record
+        assert world.weights() == record.weights
+        assert record.lease is None
+        world.gone()
+
+    def _killed(self, harness: Harness, bucket: str, operation: str, at: int, work: Path) -> int:
+        process = self._start(harness, bucket, operation, at, work)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode in {0, -9}, errors.decode()
+        return process.returncode
+
+    @staticmethod
+    def _start(harness: Harness, bucket: str, operation: str, at: int, work: Path) -> subprocess.Popen[bytes]:
+        script = work / "act.py"
+        script.write_text(
+            textwrap.dedent("""
+                import json, sys
+                from polyserve.errors import PolyserveError
+                from polyserve.testing.deployments import World
+                from polyserve.testing.interruptions import act
+                from polyserve.testing.faults import Faults
+                from polyserve.testing.harness import Elsewhere
+                name, options, bucket, operation, at = json.loads(sys.argv[1])
+                faults = Faults(at=at, mode="kill", only_writes=True)
+                try:
+                    act(World(Elsewhere(name, options), bucket, faults), operation)
+                except PolyserveError as error:
+                    sys.exit(f"{type(error).__name__}: {error}")
+                """)
+        )
+        arguments = json.dumps([harness.name, dict(harness.options), bucket, operation, at])
+        return subprocess.Popen(
+            [sys.executable, str(script), arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )

@@ -1,0 +1,11 @@
+"""The contract of functions and invokers over every provider."""
+
+from polyserve.testing.functions import FunctionsContract, InvokerContract
+
+
+class TestFunctions(FunctionsContract):
+    pass
+
+
+class TestInvoker(InvokerContract):
+    pass
