@@ -190,11 +190,12 @@ def roll_out(
         VerificationError: The revision answers differently from the package; it got no traffic.
         PolyserveError: A step failed; the same call goes on from there.
     """
-    planned = plan(
-        desired, observe(target, desired), permissions=target.provider.functions.permissions(desired.spec(1))
-    )
+    observed = observe(target, desired)
+    planned = plan(desired, observed, permissions=target.provider.functions.permissions(desired.spec(1)))
     refuse(planned)
-    if not planned.changes:
+    # A lease or a note that a deploy left when it was cut short after its last step is tidied away, too.
+    left_over = observed.record is not None and (observed.record.lease or observed.record.unfinished)
+    if not planned.changes and not left_over:
         return planned
     with translating(target.provider, "make bucket", desired.artifact.bucket):
         target.provider.ensure_bucket(desired.artifact.bucket)
