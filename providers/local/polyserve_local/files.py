@@ -15,140 +15,31 @@ import base64
 import binascii
 import errno
 import fcntl
-import io
-import json
 import os
 import re
 import secrets
-import stat
-import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn, cast
+from typing import BinaryIO, Literal, NoReturn, cast
 
 from polyserve.driver import ObjectMeta, Page, PutAttributes
 from polyserve_local.errors import (
     BucketNotEmptyError,
-    DamagedObjectError,
     InvalidNameError,
     PreconditionError,
     UnsupportedOperationError,
 )
 from polyserve_local.keys import AFTER, Walk, encode_key, file_of
+from polyserve_local.objects import Body, Header, copy_in, copy_range, read_header, write_all
 
 __all__ = ["FileStore", "ensure_bucket", "remove_bucket"]
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _WRITING = ".writing"
 _LOCK = "lock"
-_FOOTER = struct.Struct("<Q8s")
-_MAGIC = b"pserve1\n"
-# Read with the footer in one go; the JSON of an object with a digest and a few names fits.
-_TAIL = 512
-_COPY_BYTES = 1 << 20
-
-
-@dataclass(slots=True)
-class _Header:
-    """What the end of a file says of its content."""
-
-    size: int
-    content_type: str
-    metadata: Mapping[str, str]
-    version: str
-    written_ns: int
-
-    def meta(self, key: str) -> ObjectMeta:
-        return ObjectMeta(
-            key=key,
-            size=self.size,
-            modified_at=datetime.fromtimestamp(self.written_ns / 1e9, UTC),
-            content_type=self.content_type,
-            metadata=self.metadata,
-            version=self.version,
-        )
-
-    def encode(self) -> bytes:
-        fields = {
-            "type": self.content_type,
-            "meta": dict(self.metadata),
-            "version": self.version,
-            "ns": self.written_ns,
-        }
-        return json.dumps(fields, separators=(",", ":")).encode() + b"\n" + _FOOTER.pack(self.size, _MAGIC)
-
-
-def _read_header(fd: int, path: str) -> _Header:
-    """Read the end of an open file.
-
-    Raises:
-        DamagedObjectError: It is not a file of this store.
-    """
-    length = os.fstat(fd).st_size
-    tail = os.pread(fd, min(length, _TAIL), max(0, length - _TAIL))
-    try:
-        size, magic = _FOOTER.unpack(tail[-_FOOTER.size :])
-        if magic != _MAGIC or size > length:
-            raise ValueError("no footer")
-        missing = length - size - len(tail)
-        if missing > 0:
-            tail = os.pread(fd, missing, size) + tail
-        fields: dict[str, Any] = json.loads(tail[size - length : -_FOOTER.size])
-        return _Header(size, fields["type"], fields["meta"], fields["version"], fields["ns"])
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise DamagedObjectError(f"{path} is not an object that this store wrote: remove it") from error
-
-
-class _Body(io.RawIOBase):
-    """The bytes of an open file from `start` to `end`; owns the descriptor."""
-
-    def __init__(self, fd: int, start: int, end: int) -> None:
-        self._fd = fd
-        self._start = self._at = start
-        self._end = max(start, end)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
-        self._at = max(self._start, origin + offset)
-        return self._at - self._start
-
-    def tell(self) -> int:
-        return self._at - self._start
-
-    def readinto(self, buffer: Any) -> int:
-        with memoryview(buffer).cast("B") as view:
-            count = min(len(view), max(0, self._end - self._at))
-            done = os.preadv(self._fd, [view[:count]], self._at) if count else 0
-        self._at += done
-        return done
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self._end - self._at)
-        want = left if size is None or size < 0 else min(size, left)
-        # One call and no copy; the kernel gives at most 2 GiB at once.
-        data = os.pread(self._fd, want, self._at)
-        self._at += len(data)
-        if len(data) == want or not data or (size is not None and size >= 0):
-            return data
-        return data + self.read()
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            os.close(self._fd)
 
 
 class FileStore:
@@ -175,14 +66,14 @@ class FileStore:
             self._swept = True
             _sweep(self._writing)
         with self._temporary() as (fd, temporary):
-            size = _copy_in(body, fd)
+            size = copy_in(body, fd)
             return self._finish(fd, temporary, key, path, size=size, attrs=attrs)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> tuple[ObjectMeta, BinaryIO]:
         """Open an object. What is read stays what it was when it was opened, whatever is written or deleted meanwhile."""
         fd, header = self._open(key)
         end = header.size if length is None else min(header.size, offset + length)
-        return header.meta(key), cast("BinaryIO", _Body(fd, min(offset, header.size), end))
+        return header.meta(key), cast("BinaryIO", Body(fd, min(offset, header.size), end))
 
     def head(self, key: str) -> ObjectMeta:
         """Describe an object."""
@@ -216,7 +107,7 @@ class FileStore:
                 # Deleted since its directory was read.
                 continue
             try:
-                objects.append(_read_header(fd, path).meta(key.decode()))
+                objects.append(read_header(fd, path).meta(key.decode()))
             finally:
                 os.close(fd)
             last = key
@@ -228,7 +119,7 @@ class FileStore:
         source_fd, header = self._open(source)
         try:
             with self._temporary() as (fd, temporary):
-                _copy_range(source_fd, fd, 0, header.size)
+                copy_range(source_fd, fd, 0, header.size)
                 attrs = PutAttributes(content_type=header.content_type, metadata=header.metadata)
                 return self._finish(fd, temporary, target, path, size=header.size, attrs=attrs)
         finally:
@@ -251,14 +142,14 @@ class FileStore:
     def _file(self, key: str) -> str:
         return f"{self._path}/{file_of(encode_key(key))}"
 
-    def _open(self, key: str) -> tuple[int, _Header]:
+    def _open(self, key: str) -> tuple[int, Header]:
         path = self._file(key)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             self._missing(key)
         try:
-            return fd, _read_header(fd, path)
+            return fd, read_header(fd, path)
         except BaseException:
             os.close(fd)
             raise
@@ -294,8 +185,8 @@ class FileStore:
 
     def _finish(self, fd: int, temporary: str, key: str, path: str, *, size: int, attrs: PutAttributes) -> ObjectMeta:
         """Complete the temporary file and move it to its place, if the conditions hold."""
-        header = _Header(size, attrs.content_type, dict(attrs.metadata), secrets.token_hex(12), time.time_ns())
-        _write_all(fd, header.encode())
+        header = Header(size, attrs.content_type, dict(attrs.metadata), secrets.token_hex(12), time.time_ns())
+        write_all(fd, header.encode())
         os.fsync(fd)
         parent = os.path.dirname(path)
         with _locked(self._writing, self._bucket):
@@ -322,7 +213,7 @@ class FileStore:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise PreconditionError(f"object {key!r} of version {attrs.if_match!r} does not exist any more") from error
         try:
-            version = _read_header(fd, path).version
+            version = read_header(fd, path).version
         finally:
             os.close(fd)
         if version != attrs.if_match:
@@ -466,56 +357,6 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _copy_in(body: BinaryIO, fd: int) -> int:
-    """Write what is left of a body to a descriptor and return how many bytes that was."""
-    # Not its subclasses, whose read may do more.
-    if type(body) is io.BytesIO:
-        with body.getbuffer() as view:
-            rest = view[body.tell() :]
-            _write_all(fd, rest)
-            return len(rest)
-    # Only plain files: a wrapper such as gzip's has a fileno too, and that gives other bytes than its read.
-    raw = getattr(body, "raw", body)
-    if type(body) in (io.BufferedReader, io.BufferedRandom, io.FileIO) and type(raw) is io.FileIO:
-        status = os.fstat(body.fileno())
-        if stat.S_ISREG(status.st_mode):
-            body.flush()
-            start = body.tell()
-            return _copy_range(body.fileno(), fd, start, max(0, os.fstat(body.fileno()).st_size - start))
-    size = 0
-    while chunk := body.read(_COPY_BYTES):
-        _write_all(fd, chunk)
-        size += len(chunk)
-    return size
-
-
-def _copy_range(source: int, target: int, start: int, count: int) -> int:
-    """Copy bytes between two files within the kernel where it can, and return how many there were."""
-    done = 0
-    copy = getattr(os, "copy_file_range", None)
-    while copy and done < count:
-        try:
-            step = copy(source, target, count - done, start + done)
-        except OSError as error:
-            # Two file systems, or one that cannot.
-            if done or error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            break
-        if not step:
-            return done
-        done += step
-    while done < count and (chunk := os.pread(source, min(_COPY_BYTES, count - done), start + done)):
-        _write_all(target, chunk)
-        done += len(chunk)
-    return done
 
 
 def _encode_token(last: bytes) -> str:
