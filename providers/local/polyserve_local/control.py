@@ -75,11 +75,9 @@ class Gateway:
                         message = f"the gateway of {self._places.home} (pid {contact.pid}) does not answer: {error}"
                         raise GatewayError(ErrorCode.UNAVAILABLE, message) from error
                 else:
-                    if status == 200:
-                        return answer
                     # 401: the contact file of a gateway that is gone, and its port is another program's now.
                     if status != 401:
-                        raise _refusal(answer)
+                        return _read(status, answer)
             elif not alive(self._places):
                 if verb != "apply" and not self._has_functions():
                     return None
@@ -140,10 +138,13 @@ class Gateway:
             raise GatewayError(ErrorCode.UNAVAILABLE, message)
 
 
-def _refusal(answer: Mapping[str, Any]) -> GatewayError:
+def _read(status: int, answer: Any) -> Any:
+    """Return what the gateway answered, or raise what it refused with."""
+    if status == 200:
+        return answer
     wait = answer.get("retry_after_s")
     patience = None if wait is None else timedelta(seconds=wait)
-    return GatewayError(ErrorCode(answer["code"]), answer["error"], retry_after=patience)
+    raise GatewayError(ErrorCode(answer["code"]), answer["error"], retry_after=patience)
 
 
 def alive(places: Places) -> bool:

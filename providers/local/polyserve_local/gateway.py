@@ -137,7 +137,7 @@ class Gateway:
         for name, state in states.items():
             mine = [each for each in adopted if each.record.function == name]
             self._adopt(state, mine)
-        for name, function in list(self._functions.items()):
+        for function in list(self._functions.values()):
             if function.state.deleting:
                 await self._delete(function)
             else:
