@@ -9,6 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc", "shared"}
 LONGEST_MODULE = 450
+# Why a module may be longer; an entry that is not needed any more fails the test too.
+LONGER = {
+    "polyserve/driver.py": "one list of contracts: splitting it would hide half of what a provider's author must read",
+    "polyserve/testing/stores.py": "one suite: a list of independent tests of one protocol",
+}
 
 
 def _tracked() -> list[Path]:
@@ -38,10 +43,11 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 
 def test_no_module_is_longer_than_one_job_needs() -> None:
-    # driver.py is one list of contracts: splitting it would hide half of what a provider's author must read.
-    lengths = {path: len(path.read_text().splitlines()) for path in MODULES if path != ROOT / "polyserve" / "driver.py"}
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in MODULES}
+    long = {name: lines for name, lines in lengths.items() if lines > LONGEST_MODULE}
 
-    assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > LONGEST_MODULE} == {}
+    assert {name: lines for name, lines in long.items() if name not in LONGER} == {}
+    assert LONGER.keys() - long.keys() == set()
 
 
 def test_the_top_level_holds_what_the_map_shows() -> None:
