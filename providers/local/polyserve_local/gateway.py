@@ -101,6 +101,10 @@ class Gateway:
     def _tick(self) -> float:
         """Look after everything; returns for how long nothing needs to be looked at unless something happens."""
         now = time.monotonic()
+        if not self._places.lock.exists():
+            # The home was removed behind our back: nobody can ever reach what runs here, or stop it.
+            self._abandon()
+            return 0.0
         for function in list(self._functions.values()):
             try:
                 function.tick(now)
@@ -115,6 +119,14 @@ class Gateway:
         if left <= 0 and not self._control.busy:
             self._end()
         return max(left, 0.01)
+
+    def _abandon(self) -> None:
+        for function in self._functions.values():
+            function.state.deleting = True
+            for revision in function.revisions.values():
+                for instance in revision.instances:
+                    instance.kill("the home of the deployment was removed")
+        self._end()
 
     # --- taking over ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -159,6 +162,18 @@ def test_an_instance_without_a_gateway_ends_when_it_is_idle(make_world: Callable
 
     world.until(lambda: not (world.home / f"local/run/{_instance(world, pid)}.sock").exists(), within=10)
     assert world.call().status_code == 200
+
+
+def test_nothing_runs_on_where_the_home_was_removed(world: Any) -> None:
+    world.deploy()
+    handles = [os.pidfd_open(pid) for pid in (world.gateway_pid, *world.instance_pids())]
+    shutil.rmtree(world.home)
+    try:
+        for handle in handles:
+            assert select.select([handle], [], [], 10)[0]
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def test_a_caller_waits_for_the_start_of_a_gateway_no_longer_than_needed(world: Any) -> None:
