@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from polyserve import registry
 from polyserve.bucket import Bucket
 from polyserve.deployment import Deployment, DeploymentStatus
-from polyserve.deployment import destroy as _destroy
 from polyserve.driver import Scaling
 from polyserve.errors import NotFoundError
 from polyserve.layers.retrying import retrying
@@ -23,6 +22,7 @@ from polyserve.planner import plan as _plan
 from polyserve.records import load, names
 from polyserve.rollout import Event, Target, desire, observe, roll_out
 from polyserve.settings import Settings, resolve
+from polyserve.teardown import destroy as _destroy
 
 if TYPE_CHECKING:
     from polyserve.bundle import Bundle

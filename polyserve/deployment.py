@@ -21,13 +21,13 @@ from polyserve.endpoint import Endpoint
 from polyserve.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
-    NotFoundError,
     UnsupportedError,
     translating,
 )
-from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load, prefix, record_key
+from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load
 from polyserve.rollout import Target, describe
 from polyserve.runtime.signature import Signature
+from polyserve.teardown import destroy
 
 if TYPE_CHECKING:
     from polyserve.metrics import Metrics
@@ -400,53 +400,3 @@ class _Changing:
         finally:
             if self._ledger is not None:
                 self._deployment._record = self._ledger.record
-
-
-def destroy(target: Target, name: str) -> None:
-    """Delete a deployment and all that was made for it; the record goes last, so that a destroy that was killed can be repeated.
-
-    Raises:
-        NotFoundError: There is nothing of that name.
-        ConflictError: Somebody else is changing it.
-    """
-    provider, bucket = target.provider, target.bucket
-    try:
-        load(bucket, name)
-    except NotFoundError:
-        if not _remains(target, name):
-            raise
-    new = DeploymentRecord(name=name, provider=provider.info.name)
-    with leased(bucket, name, "destroy", new=new) as ledger:
-        ledger.save(replace(ledger.record, phase="deleting"))
-        try:
-            with translating(provider, "delete", name):
-                provider.functions.delete(name)
-        except NotFoundError:
-            pass  # never made, or deleted by a destroy before this one
-        for meta in list(bucket.list(prefix(name))):
-            if meta.key != record_key(name):
-                bucket.delete(meta.key, missing_ok=True)
-            ledger.renew()
-        ledger.delete()
-    _remove_bucket_if_empty(target)
-
-
-def _remains(target: Target, name: str) -> bool:
-    """Return whether a deployment without a record left anything; removes the empty bucket of a destroy that was killed at its very end."""
-    if describe(target.provider, name) is not None:
-        return True
-    try:
-        if next(iter(target.bucket.list(prefix(name))), None) is not None:
-            return True
-    except NotFoundError:
-        return False
-    _remove_bucket_if_empty(target)
-    return False
-
-
-def _remove_bucket_if_empty(target: Target) -> None:
-    try:
-        with translating(target.provider, "remove bucket", target.bucket.name):
-            target.provider.remove_bucket(target.bucket.name)
-    except (FailedPreconditionError, NotFoundError):
-        return  # other deployments live in it, or it is gone

@@ -12,11 +12,9 @@ The raw error of the driver leaves this layer as it came. `stamina`, which waits
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, BinaryIO, Literal, TypeVar, cast
+from typing import BinaryIO, Literal, TypeVar, cast
 
 from polyserve.driver import (
     Address,
@@ -38,209 +36,24 @@ from polyserve.driver import (
     Response,
     Scaling,
 )
-from polyserve.errors import RETRYABLE, PolyserveError
+from polyserve.layers.patience import PATIENT, Caller, ResumingBody, RetryPolicy
 
 __all__ = ["RetryPolicy", "RetryingProvider", "retrying"]
 
 T = TypeVar("T")
 
-# After these nobody knows whether the call was carried out; a throttled call was not.
-_AMBIGUOUS = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.DEADLINE_EXCEEDED})
-_REPEATED = RETRYABLE | _AMBIGUOUS
 _CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How often and how long to try.
-
-    Attributes:
-        attempts: Calls in all, the first one included.
-        timeout: When to give up, counted from the first failure.
-        first_wait: Longest wait before the second call; doubles from call to call, with jitter.
-        longest_wait: Longest wait between two calls, unless the service asks for more.
-    """
-
-    attempts: int = 6
-    timeout: timedelta = timedelta(seconds=60)
-    first_wait: timedelta = timedelta(milliseconds=100)
-    longest_wait: timedelta = timedelta(seconds=10)
-
-
-def retrying(provider: Provider, policy: RetryPolicy = RetryPolicy()) -> RetryingProvider:
+def retrying(provider: Provider, policy: RetryPolicy = PATIENT) -> RetryingProvider:
     """Return a provider whose drivers try again; one that does already is returned as it is."""
     return provider if isinstance(provider, RetryingProvider) else RetryingProvider(provider, policy)
-
-
-class _Caller:
-    """Repeats a call while its error may pass."""
-
-    def __init__(self, provider: Provider, policy: RetryPolicy) -> None:
-        self._provider = provider
-        self._policy = policy
-
-    def code(self, error: Exception) -> ErrorCode:
-        return error.code if isinstance(error, PolyserveError) else self._provider.classify(error)
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Call until it succeeds, fails for good or the policy gives up; then the last error is raised."""
-        try:
-            return function()
-        except Exception as error:
-            if self.code(error) not in _REPEATED:
-                raise
-            failed: Exception | None = error
-        import stamina
-
-        policy = self._policy
-        attempts = stamina.retry_context(
-            on=self._verdict,
-            attempts=policy.attempts,
-            timeout=policy.timeout,
-            wait_initial=policy.first_wait,
-            wait_max=policy.longest_wait,
-            wait_jitter=policy.first_wait,
-        )
-        for attempt in attempts:
-            with attempt:
-                if failed is not None:
-                    # The call above was the first attempt: have it counted and waited for like the others.
-                    first, failed = failed, None
-                    raise first
-                return function()
-        raise AssertionError("the last attempt returns or raises")
-
-    def _verdict(self, error: Exception) -> bool | timedelta:
-        if self.code(error) not in _REPEATED:
-            return False
-        asked = error.retry_after if isinstance(error, PolyserveError) else self._provider.retry_after(error)
-        return True if asked is None else asked
-
-    def settling(self, function: Callable[[], T], settle: Callable[[], T | None], decided: ErrorCode) -> T:
-        """Call as `call` does what must not be carried out twice.
-
-        Args:
-            function: The call.
-            settle: Asked once an answer was lost: what the call would have returned if it was carried out, else `None`.
-            decided: The code of the error that the call gives once it was carried out before.
-        """
-        lost = False
-
-        def attempt() -> T:
-            nonlocal lost
-            if lost and (answer := settle()) is not None:
-                return answer
-            try:
-                return function()
-            except Exception as error:
-                code = self.code(error)
-                if lost and code is decided and (answer := settle()) is not None:
-                    return answer
-                lost = lost or code in _AMBIGUOUS
-                raise
-
-        return self.call(attempt)
-
-    def removing(self, function: Callable[[], None]) -> None:
-        """Call what deletes: once an answer was lost, nothing left to delete is a success."""
-        lost = False
-
-        def attempt() -> None:
-            nonlocal lost
-            try:
-                function()
-            except Exception as error:
-                code = self.code(error)
-                if lost and code is ErrorCode.NOT_FOUND:
-                    return
-                lost = lost or code in _AMBIGUOUS
-                raise
-
-        self.call(attempt)
-
-
-class _ResumingBody(io.RawIOBase):
-    """The content of an object that is asked for again from where it broke off, as long as it is the same version."""
-
-    def __init__(
-        self, caller: _Caller, reopen: Callable[[int], tuple[ObjectMeta, BinaryIO]], version: str, body: BinaryIO
-    ) -> None:
-        self._caller = caller
-        self._reopen = reopen
-        self._version = version
-        self._body: BinaryIO | None = body
-        self._done = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size < 0:
-            first = self._step(lambda body: body.read())
-            # Whoever broke off gives the rest on the next call; an unbroken body has none.
-            pieces = [first]
-            while first and (more := self._step(lambda body: body.read())):
-                pieces.append(more)
-            return first if len(pieces) == 1 else b"".join(pieces)
-        return self._step(lambda body: body.read(size))
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        with memoryview(buffer).cast("B") as view:
-
-            def fill(body: BinaryIO) -> int:
-                into = getattr(body, "readinto", None)
-                if into is not None:
-                    return int(into(view) or 0)
-                data = body.read(len(view))
-                view[: len(data)] = data
-                return len(data)
-
-            return self._step(fill)
-
-    def _step(self, take: Callable[[BinaryIO], T]) -> T:
-        def attempt() -> T:
-            if self._body is None:
-                meta, body = self._reopen(self._done)
-                if meta.version != self._version:
-                    body.close()
-                    raise broken
-                self._body = body
-            return take(self._body)
-
-        broken: Exception = OSError("the object changed while it was read")
-
-        def guarded() -> T:
-            nonlocal broken
-            try:
-                return attempt()
-            except Exception as error:
-                if error is not broken and self._caller.code(error) in _REPEATED:
-                    broken = error
-                    self._drop()
-                raise
-
-        taken = self._caller.call(guarded)
-        self._done += taken if isinstance(taken, int) else len(cast("bytes", taken))
-        return taken
-
-    def _drop(self) -> None:
-        body, self._body = self._body, None
-        if body is not None:
-            body.close()
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._drop()
 
 
 class _RetryingStore:
     """One bucket, tried again."""
 
-    def __init__(self, store: ObjectStore, caller: _Caller) -> None:
+    def __init__(self, store: ObjectStore, caller: Caller) -> None:
         self._store = store
         self._caller = caller
 
@@ -300,7 +113,7 @@ class _RetryingStore:
         def reopen(done: int) -> tuple[ObjectMeta, BinaryIO]:
             return self._store.get(key, offset=offset + done, length=None if length is None else length - done)
 
-        return meta, cast("BinaryIO", _ResumingBody(self._caller, reopen, meta.version, body))
+        return meta, cast("BinaryIO", ResumingBody(self._caller, reopen, meta.version, body))
 
     def head(self, key: str) -> ObjectMeta:
         """Describe an object."""
@@ -328,7 +141,7 @@ class _RetryingStore:
 class _RetryingPlatform:
     """A function platform, tried again."""
 
-    def __init__(self, platform: FunctionPlatform, caller: _Caller) -> None:
+    def __init__(self, platform: FunctionPlatform, caller: Caller) -> None:
         self._platform = platform
         self._caller = caller
 
@@ -389,7 +202,7 @@ class _RetryingPlatform:
 class _RetryingInvoker:
     """An invoker whose `resolve` is tried again; the calls themselves are the endpoint's to repeat."""
 
-    def __init__(self, invoker: Invoker, caller: _Caller) -> None:
+    def __init__(self, invoker: Invoker, caller: Caller) -> None:
         self._invoker = invoker
         self._caller = caller
         # Pure, and called for every invocation: no layer between.
@@ -411,7 +224,7 @@ class RetryingProvider:
 
     def __init__(self, provider: Provider, policy: RetryPolicy) -> None:
         self._provider = provider
-        self._caller = _Caller(provider, policy)
+        self._caller = Caller(provider, policy)
         self._functions: FunctionPlatform | None = None
         self._invoker: Invoker | None = None
 

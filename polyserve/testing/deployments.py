@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from polyserve.bucket import Bucket
-from polyserve.deployment import Deployment, destroy
+from polyserve.deployment import Deployment
 from polyserve.driver import Capability, Provider, Scaling
 from polyserve.errors import (
     ConflictError,
@@ -32,6 +32,7 @@ from polyserve.model import ModelPackage
 from polyserve.planner import Plan
 from polyserve.records import leased, load
 from polyserve.rollout import Target, desire, roll_out
+from polyserve.teardown import destroy
 from polyserve.testing.faults import Faults
 from polyserve.testing.harness import Harness
 from polyserve.testing.packages import ANSWERS_WRONG, BREAKS_IMPORT, times

@@ -19,9 +19,9 @@ from typing import Literal
 
 import pytest
 
-from polyserve.deployment import destroy
 from polyserve.driver import Capability
 from polyserve.errors import InternalError, NotFoundError, PlanRefused
+from polyserve.teardown import destroy
 from polyserve.testing.deployments import NAME, World
 from polyserve.testing.faults import Faults
 from polyserve.testing.harness import Harness

@@ -15,7 +15,8 @@ from _pytest.outcomes import Failed
 
 from polyserve.bucket import Bucket
 from polyserve.driver import Capability, ErrorCode
-from polyserve.layers import retrying as retrying_layer
+from polyserve.layers import patience
+from polyserve.layers.retrying import retrying
 from polyserve.testing.errors import ErrorContract
 from polyserve.testing.harness import Harness
 from polyserve.testing.info import InfoContract
@@ -209,7 +210,7 @@ def layers(harness: Harness, tmp_path: Path) -> str | None:
     def fixtures(bucket: str) -> Mapping[str, Any]:
         flaky = Flaky(harness.provider())
         lost = native(harness, ErrorCode.UNAVAILABLE)
-        behind = Bucket(retrying_layer.retrying(flaky, AT_ONCE), bucket)
+        behind = Bucket(retrying(flaky, AT_ONCE), bucket)
         return {"flaky": flaky, "lost": lost, "passing": lost, "bucket": behind}
 
     return first_failure(LayerContract, harness, tmp_path, fixtures)
@@ -221,13 +222,13 @@ def test_the_honest_layer_passes(tmp_path):
 
 @pytest.mark.parametrize("settling", UNSAFE.values(), ids=UNSAFE.keys())
 def test_the_contract_of_layers_catches_a_layer_that(settling, tmp_path, monkeypatch):
-    monkeypatch.setattr(retrying_layer._Caller, "settling", settling)
+    monkeypatch.setattr(patience.Caller, "settling", settling)
 
     assert "condition" in (layers(MemoryHarness(), tmp_path) or "")
 
 
 def test_the_contract_of_layers_catches_a_layer_that_repeats_everything(tmp_path, monkeypatch):
-    monkeypatch.setattr(retrying_layer, "_REPEATED", frozenset(ErrorCode))
+    monkeypatch.setattr(patience, "_REPEATED", frozenset(ErrorCode))
 
     assert layers(MemoryHarness(), tmp_path) is not None
 
@@ -236,7 +237,7 @@ def test_the_contract_of_layers_catches_a_layer_that_mixes_versions(tmp_path, mo
     def forget(body):
         body._body, body._version = None, AnyVersion()
 
-    monkeypatch.setattr(retrying_layer._ResumingBody, "_drop", forget)
+    monkeypatch.setattr(patience.ResumingBody, "_drop", forget)
 
     assert layers(MemoryHarness(), tmp_path) is not None
 
