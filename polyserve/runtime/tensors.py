@@ -25,12 +25,14 @@ from polyserve.runtime.datatypes import (
     to_little_endian,
     unpack,
 )
+from polyserve.runtime.messages import RequestError
+from polyserve.runtime.nesting import MOST_DIMENSIONS, check_elements, flatten, measure, nest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TEXT", "Tensor", "concatenate", "flatten", "infer_datatype"]
+__all__ = ["TEXT", "Tensor", "concatenate", "infer_datatype"]
 
 TEXT: Mapping[str, Any] = {"content_type": "str"}
 """The parameters of BYTES that are text."""
@@ -65,7 +67,6 @@ _DATATYPE_OF = {
     "bfloat16": "BF16",
 }
 _KNOWN: dict[Any, str] = {}
-_MOST_DIMENSIONS = 32
 _MOST_ELEMENTS = 2**40
 
 
@@ -155,15 +156,20 @@ class Tensor:
         Raises:
             RequestError: The lists are ragged or mixed, or hold what no datatype can.
         """
-        shape, flat = _measure(name, values)
+        shape, flat = measure(name, values)
         parameters: Mapping[str, Any] = {}
-        if datatype is None:
-            datatype, parameters = infer_datatype(name, flat)
-        elif datatype == "BYTES" and flat and all(isinstance(value, str) for value in flat):
-            parameters = TEXT
-        if datatype not in ITEM_BYTES:
-            raise refusal(name, f"expected a datatype of {', '.join(DATATYPES)}, got {shorten(datatype)}")
-        return cls._of(name, datatype, _check_shape(name, shape), pack(name, datatype, flat), parameters)
+        try:
+            if datatype is None:
+                datatype, parameters = infer_datatype(name, flat)
+            elif datatype == "BYTES" and flat and all(isinstance(value, str) for value in flat):
+                parameters = TEXT
+            if datatype not in ITEM_BYTES:
+                raise refusal(name, f"expected a datatype of {', '.join(DATATYPES)}, got {shorten(datatype)}")
+            data = pack(name, datatype, flat)
+        except RequestError:
+            check_elements(name, len(shape), flat)
+            raise
+        return cls._of(name, datatype, shape, data, parameters)
 
     @property
     def is_text(self) -> bool:
@@ -223,7 +229,7 @@ class Tensor:
         data = self.data
         if hasattr(data, "dtype"):
             return data.tolist()
-        return _nest(self.flat(), self.shape)
+        return nest(self.flat(), self.shape)
 
     def tobytes(self) -> bytes:
         """Return the elements as the binary extension has them: row-major, little-endian, BYTES preceded by their lengths."""
@@ -278,30 +284,6 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     return Tensor._of(first.name, first.datatype, shape, data, first.parameters)
 
 
-def flatten(name: str, values: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
-    """Return lists that are flat, or nested as the shape says, as one flat list of the shape's size.
-
-    Raises:
-        RequestError: The lists are ragged, or are not of that size.
-    """
-    count = prod(shape)
-    if len(shape) < 2 or not values or not isinstance(values[0], list | tuple):
-        if len(values) != count:
-            raise refusal(name, f"expected {count} elements for shape {list(shape)}, got {len(values)}")
-        return values if isinstance(values, list) else list(values)
-    if len(values) != shape[0]:
-        raise refusal(name, f"expected {shape[0]} rows for shape {list(shape)}, got {len(values)}")
-    level: list[Any] = list(values)
-    for depth, length in enumerate(shape[1:], start=1):
-        if not all(isinstance(row, list | tuple) and len(row) == length for row in level):
-            raise refusal(
-                name,
-                f"expected lists of {length} at depth {depth} for shape {list(shape)}, got another length or no list",
-            )
-        level = list(chain.from_iterable(level))
-    return level
-
-
 def infer_datatype(name: str, flat: Sequence[Any]) -> tuple[str, Mapping[str, Any]]:
     """Return the datatype, and parameters, that hold these Python values.
 
@@ -343,8 +325,8 @@ def _sort_of(kind: type) -> str:
 def _check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     if type(shape) is not list and type(shape) is not tuple:
         raise refusal(name, f"expected a list of lengths as its shape, got {shorten(shape)}")
-    if len(shape) > _MOST_DIMENSIONS:
-        raise refusal(name, f"expected at most {_MOST_DIMENSIONS} dimensions, got {len(shape)}")
+    if len(shape) > MOST_DIMENSIONS:
+        raise refusal(name, f"expected at most {MOST_DIMENSIONS} dimensions, got {len(shape)}")
     count = 1
     for length in shape:
         if type(length) is not int or length < 0:
@@ -389,38 +371,6 @@ def _from_elements(name: str, values: Any) -> Tensor:
     if kind == "O":
         datatype, parameters = infer_datatype(name, flat)
     return Tensor._of(name, datatype, values.shape, pack(name, datatype, flat), parameters)
-
-
-def _measure(name: str, values: Any) -> tuple[tuple[int, ...], list[Any]]:
-    """Return the shape of nested lists, and their elements as one flat list."""
-    if not isinstance(values, list | tuple):
-        return (), [values]
-    shape: list[int] = [len(values)]
-    level: list[Any] = list(values)
-    while level and isinstance(level[0], list | tuple):
-        length = len(level[0])
-        if len(shape) == _MOST_DIMENSIONS:
-            raise refusal(name, f"expected at most {_MOST_DIMENSIONS} dimensions, got more")
-        if not all(isinstance(row, list | tuple) and len(row) == length for row in level):
-            raise refusal(name, f"expected rows of one length at depth {len(shape)}, got ragged lists")
-        shape.append(length)
-        level = list(chain.from_iterable(level))
-    for value in level:
-        if isinstance(value, list | tuple | dict):
-            raise refusal(name, f"expected values at depth {len(shape)}, got {shorten(value)} among them")
-    return tuple(shape), level
-
-
-def _nest(flat: list[Any], shape: tuple[int, ...]) -> Any:
-    if not shape:
-        return flat[0]
-    for axis in range(len(shape) - 1, 0, -1):
-        length = shape[axis]
-        if length == 0:
-            flat = [[] for _ in range(prod(shape[:axis]))]
-        else:
-            flat = [flat[start : start + length] for start in range(0, len(flat), length)]
-    return flat
 
 
 def _as_text(name: str, index: int, value: str | bytes) -> str:

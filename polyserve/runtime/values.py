@@ -27,6 +27,9 @@ __all__ = ["describe", "from_tensors", "to_tensors"]
 _LIST = {"python": "list"}
 """The parameters of a mapping's value that is a list, not an array."""
 
+_BY_NAME = frozenset({"frame", "mapping", "rows"})
+_LISTS_ONLY = {list}
+
 _NUMPY_TYPES = {"FP16": "f2", "FP32": "f4", "FP64": "f8"} | {name: name.lower() for name in INTEGERS}
 
 
@@ -75,7 +78,7 @@ def to_tensors(value: Any, specs: Sequence[TensorSpec], kind: str | None = None)
     """
     if not specs:
         return _tensors_of(value, _kind_of(value), "input")
-    if len(specs) == 1 and kind not in {"frame", "mapping", "rows"} and not isinstance(value, Mapping):
+    if len(specs) == 1 and kind not in _BY_NAME and (type(value) is list or not isinstance(value, Mapping)):
         return [_fit(value, specs[0])]
     parts = _parts(value, specs, kind)
     tensors = [_fit(part, spec) for part, spec in zip(parts, specs, strict=True)]
@@ -271,7 +274,10 @@ def _check_names(value: Iterable[str], names: Sequence[str], *, where: str = "")
 def _fit(value: Any, spec: TensorSpec) -> Tensor:
     """Make the tensor that a spec asks for of one value."""
     name = spec.name
-    if hasattr(value, "isna") and not _is_frame(value):
+    if type(value) is list and value and set(map(type, value)) == _LISTS_ONLY:
+        # What JSON brings: rows, which need not be asked whether they are anything else.
+        tensor = Tensor.from_list(name, value, datatype=spec.datatype)
+    elif hasattr(value, "isna") and not _is_frame(value):
         tensor = _column(value, name)
     elif _is_array(value) or _is_frame(value):
         tensor = Tensor.from_numpy(name, _as_array(value))
