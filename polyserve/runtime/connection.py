@@ -1,8 +1,8 @@
 """One keep-alive connection: bytes in, exchanges in order, bytes out.
 
-It keeps the limits that stop a slow or hostile caller from hurting the others. It owns its socket and uses the event loop only to learn
-when the socket is ready: an asyncio transport would cost more per accepted connection, and would hide the socket from the watchdog, which
-must answer while the loop is blocked. Knows no model and no route.
+It keeps the limits that stop a slow or hostile caller from hurting the others. It owns its socket and is only told when the socket is
+ready: an asyncio transport would cost more, and would hide the socket from the watchdog, which must answer while the loop is blocked.
+Knows no model and no route.
 """
 
 from __future__ import annotations
@@ -11,61 +11,17 @@ import asyncio
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Protocol
 
 from polyserve.runtime import http1
 from polyserve.runtime.http1 import Head, RequestReader, Stage
+from polyserve.runtime.limits import Limits
 from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response
+from polyserve.runtime.readiness import Readiness
 
 RECEIVE_BYTES = 64 * 1024
 # A body of at least this size is sent by itself: joining it to its head would copy it.
 SEPARATE_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one server allows its callers.
-
-    Attributes:
-        head_bytes: Largest request line and headers.
-        head_seconds: Longest time from a request's first byte to the end of its head.
-        body_seconds: Longest time for a body, plus what `body_rate` grants for the bytes that have arrived.
-        body_rate: Bytes a second that a body must keep up in the long run.
-        idle_seconds: How long a connection without a request is kept.
-        write_seconds: How long a caller may take without reading any of its answer.
-        linger_seconds: How long to read on after an answer that refuses the rest of a connection.
-        grace_seconds: How long a retired connection may still bring a request that was on its way.
-        pipelined: Requests of one connection that are read ahead of their answers.
-        write_bytes: Answers waiting for one connection, above which nothing more is read from it.
-        connections: Open connections above which no more are accepted.
-        accepts: Connections accepted at a time; few, so that processes which share a socket share its callers.
-        queue_requests: Requests waiting for the model, above which more are refused.
-        queue_bytes: Bytes of bodies waiting for the model, above which more are refused.
-        batch_requests: Requests handed to the host at once.
-        batch_bytes: Bytes of bodies handed to the host at once, unless a single one has more.
-        inline_seconds: Predicts that take longer run on the worker thread.
-        inline_bytes: Batches with more bytes than this run on the worker thread.
-    """
-
-    head_bytes: int = http1.HEAD_BYTES
-    head_seconds: float = 10.0
-    body_seconds: float = 30.0
-    body_rate: int = 32 * 1024
-    idle_seconds: float = 75.0
-    write_seconds: float = 30.0
-    linger_seconds: float = 2.0
-    grace_seconds: float = 1.0
-    pipelined: int = 64
-    write_bytes: int = 1024 * 1024
-    connections: int = 4096
-    accepts: int = 4
-    queue_requests: int = 1024
-    queue_bytes: int = 256 * 1024 * 1024
-    batch_requests: int = 128
-    batch_bytes: int = 4 * 1024 * 1024
-    inline_seconds: float = 0.005
-    inline_bytes: int = 256 * 1024
 
 
 class Exchange:
@@ -98,7 +54,7 @@ class Owner(Protocol):
         """Learn that so many requests will not be answered: their caller is gone."""
 
     def settled(self) -> None:
-        """Learn that a connection has handed over all that had arrived."""
+        """Learn that a connection has handed over all that had arrived, other than when the socket was ready."""
 
     def leaving(self) -> None:
         """Learn that a connection has sent all it will ever send."""
@@ -113,7 +69,8 @@ class Connection:
     Args:
         sock: Non-blocking.
         owner: The server.
-        loop: Tells when the socket is ready.
+        loop: Takes what is to be done a little later.
+        readiness: Tells when the socket is ready.
         listener: Descriptor of the listening socket it came through.
         limits: What the caller is allowed.
         request_bytes: The largest body that is accepted.
@@ -130,6 +87,7 @@ class Connection:
         "_out_bytes",
         "_owner",
         "_reader",
+        "_readiness",
         "_reading",
         "_request_bytes",
         "_since",
@@ -147,6 +105,7 @@ class Connection:
         sock: socket.socket,
         owner: Owner,
         loop: asyncio.AbstractEventLoop,
+        readiness: Readiness,
         *,
         listener: int,
         limits: Limits,
@@ -157,6 +116,7 @@ class Connection:
         self.listener = listener
         self._owner = owner
         self._loop = loop
+        self._readiness = readiness
         self._limits = limits
         self._request_bytes = request_bytes
         self._reader = RequestReader(request_bytes=request_bytes, head_bytes=limits.head_bytes)
@@ -181,10 +141,11 @@ class Connection:
     def _read(self, wanted: bool) -> None:
         if wanted is not self._reading:
             self._reading = wanted
-            if wanted:
-                self._loop.add_reader(self.fileno, self._on_readable)
-            else:
-                self._loop.remove_reader(self.fileno)
+            self._watch()
+
+    def _watch(self) -> None:
+        on_readable = self._on_readable if self._reading else None
+        self._readiness.watch(self.fileno, on_readable, self.on_writable if self._out else None)
 
     def _on_readable(self) -> None:
         room = self._reader.room()
@@ -217,7 +178,6 @@ class Connection:
                 self._since = now
             self._reader.feed(data)
         self._pull(now)
-        self._owner.settled()
 
     def _on_end(self) -> None:
         self._read(False)
@@ -258,6 +218,8 @@ class Connection:
             if not found[0].keep_alive:
                 self._input_open = False
             self._owner.arrived(self, found[0], found[1], now)
+            if reader.stage is Stage.IDLE:
+                break
         self.flush()
 
     def _full(self) -> bool:
@@ -351,9 +313,10 @@ class Connection:
                 return
             if sent == len(data):
                 return
-            self._loop.add_writer(self.fileno, self.on_writable)
         self._out.append(memoryview(data)[sent:])
         self._out_bytes += len(data) - sent
+        if len(self._out) == 1:
+            self._watch()
 
     def on_writable(self) -> None:
         """Send what is left of the answers."""
@@ -372,7 +335,7 @@ class Connection:
                 self._out[0] = data[sent:]
                 return
             self._out.popleft()
-        self._loop.remove_writer(self.fileno)
+        self._watch()
         if self.lingering:
             self._shut()
         elif not self._input_open and not self.pending:
@@ -461,11 +424,10 @@ class Connection:
             return
         self.closed = True
         self._input_open = False
-        self._read(False)
-        if self._out:
-            self._loop.remove_writer(self.fileno)
-            self._out.clear()
-            self._out_bytes = 0
+        self._reading = False
+        self._out.clear()
+        self._out_bytes = 0
+        self._watch()
         self._drop_pending()
         self._sock.close()
         self._owner.closed(self)

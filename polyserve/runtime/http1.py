@@ -287,8 +287,6 @@ class RequestReader:
     def _read_head(self) -> Head | None:
         buffer = self._buffer
         if self._at == len(buffer):
-            # Nothing is kept for an idle connection.
-            self._buffer, self._at = b"", 0
             return None
         # An empty line before a request is the habit of some old clients (RFC 9112, section 2.2).
         while buffer.startswith(b"\r\n", self._at):
@@ -308,8 +306,17 @@ class RequestReader:
         return head
 
     def _take(self, count: int) -> bytes:
-        taken = self._buffer[self._at : self._at + count]
-        self._at += len(taken)
+        at, buffer = self._at, self._buffer
+        if at == 0 and count >= len(buffer):
+            taken = buffer
+        else:
+            taken = buffer[at : at + count]
+            at += len(taken)
+            if at < len(buffer):
+                self._at = at
+                return taken
+        # Nothing is kept for an idle connection.
+        self._buffer, self._at = b"", 0
         return taken
 
     def _start_large(self, length: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from polyserve.runtime.connection import Limits
+from polyserve.runtime.limits import Limits
 from polyserve.runtime.messages import Request, Response
 from polyserve.runtime.server import Server
 from polyserve.runtime.watchdog import PULSE
