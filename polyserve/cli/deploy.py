@@ -34,8 +34,11 @@ def command(
     a failure or Ctrl-C it continues.
     """
     from polyserve import api
+    from polyserve.settings import resolve
 
     out = Console(as_json=as_json)
+    # A mistyped provider or profile is told before the work of packaging, not after it.
+    resolve(provider=provider, profile=profile)
     package = build(out, model, name=name, sample=given["sample"])
     shaped = options.shaped(given)
     began, kinds = time.perf_counter(), list[str]()

@@ -38,8 +38,11 @@ def command(
     where the deploy would be refused.
     """
     from polyserve import api
+    from polyserve.settings import resolve
 
     out = Console(as_json=as_json)
+    # A mistyped provider or profile is told before the work of packaging, not after it.
+    resolve(provider=provider, profile=profile)
     package = build(out, model, name=name, sample=given["sample"])
     planned = api.plan(package, name=name, provider=provider, profile=profile, **options.shaped(given))
     out.json(planned.to_dict()) if as_json else _show(out, planned)

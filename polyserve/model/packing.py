@@ -11,6 +11,7 @@ Nothing of this machine, of the time or of this process goes into a package: the
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shutil
@@ -266,8 +267,12 @@ def _imported(module: str, attribute: str) -> object:
     for part in attribute.split("."):
         if not hasattr(found, part):
             there = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            # The nearest names first: a large module would bury the one that was meant.
+            nearest = difflib.get_close_matches(part, there, n=3) or there[:10]
+            more = f" and {len(there) - len(nearest)} more" if len(there) > len(nearest) else ""
             message = (
-                f"'{module}:{attribute}': {module!r} has no {part!r}; it has {', '.join(there) or 'nothing public'}"
+                f"'{module}:{attribute}': {module!r} has no {part!r}; "
+                f"it has {', '.join(nearest) or 'nothing public'}{more}"
             )
             raise _refusal(message, f"{module}:{attribute}")
         found = getattr(found, part)

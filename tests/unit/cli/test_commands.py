@@ -114,7 +114,17 @@ def deploying(monkeypatch, deployment, *, changes=True):
     return asked
 
 
-def test_deploy_passes_what_was_asked_and_shows_where_it_answers(run, package, monkeypatch):
+def test_a_mistyped_provider_is_told_before_anything_is_packaged(run, monkeypatch):
+    monkeypatch.setattr(api, "package", lambda *given, **named: pytest.fail("packaged"))
+
+    for verb in ("deploy", "plan"):
+        result = run(verb, "m:model", "--provider", "lokal")
+        assert (result.exit_code, "unknown provider 'lokal'" in result.stderr) == (2, True)
+
+
+def test_deploy_passes_what_was_asked_and_shows_where_it_answers(run, package, monkeypatch, tmp_path):
+    (tmp_path / "polyserve.toml").write_text("[profiles.dev]\n")
+    monkeypatch.chdir(tmp_path)
     alone = Recorded(record=record(weights={1: 100}))
     asked = deploying(monkeypatch, alone)
     result = run(
