@@ -12,16 +12,15 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from random import getrandbits
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from polyserve.runtime import loading, logs, protocol, values
+from polyserve.runtime import calls, loading, logs, protocol, values
+from polyserve.runtime.calls import Call
 from polyserve.runtime.loading import LoadError
-from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response, error_body
+from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response
 from polyserve.runtime.routes import MethodError, Routes
 from polyserve.runtime.signature import TensorSpec, match
 from polyserve.runtime.tensors import Tensor, concatenate
@@ -34,36 +33,6 @@ __all__ = ["REQUEST_BYTES", "Host", "LoadError"]
 
 REQUEST_BYTES = 64 * 1024 * 1024
 """Largest request body, unless the deployment says otherwise."""
-
-_LONGEST_ID = 128
-_DIGITS_SHOWN = 12
-
-
-class _Call:
-    """One request on its way through the host."""
-
-    # Defaults of the class and not of __init__: most requests set few of these, and this is made for each.
-    batch = 0
-    body = b""
-    code = ""
-    cold = False
-    content = protocol.JSON_TYPE
-    error = ""
-    extra: Mapping[str, str] | None = None
-    inputs: Sequence[Tensor] = ()
-    outputs: tuple[str, ...] | None = None
-    predict_ms = 0.0
-    route = "unknown"
-    rows = 0
-    status = 200
-    tensors: Sequence[Tensor] = ()
-    trace = ""
-    wire: protocol.InferRequest | None = None
-
-    def __init__(self, request: Request, request_id: str, started: float) -> None:
-        self.request = request
-        self.request_id = request_id
-        self.started = started
 
 
 class Host:
@@ -137,7 +106,7 @@ class Host:
             self._model = loaded.model
             self._name = manifest.name
             self.digest = manifest.digest
-            self._short_digest = self.digest[:_DIGITS_SHOWN]
+            self._short_digest = self.digest[: calls.SHOWN_DIGITS]
             self._row_wise = manifest.row_wise
             self._kind = manifest.signature.input_kind
             self._specs = manifest.signature.inputs
@@ -162,14 +131,10 @@ class Host:
 
     def handle(self, request: Request) -> Response:
         """Answer one request; thread-safe. Never raises for what a caller, a model or the log's sink does."""
-        call = _Call(request, _request_id(request), perf_counter())
+        call = Call(request, perf_counter())
         if self._open(call):
             self._predict(call)
-        if self._cold:
-            self._warm_up([call])
-        response, line = self._close(call)
-        self._log(line)
-        return response
+        return self._close([call])[0]
 
     def handle_many(self, requests: Sequence[Request]) -> list[Response]:
         """Answer requests that have arrived together, in their order; thread-safe.
@@ -178,34 +143,41 @@ class Host:
         row-wise. Should that fail, each is tried alone, so that a bad row hurts only its own request.
         """
         started = perf_counter()
-        calls = [_Call(request, _request_id(request), started) for request in requests]
-        groups: dict[object, list[_Call]] = {}
-        for call in calls:
+        together = [Call(request, started) for request in requests]
+        groups: dict[object, list[Call]] = {}
+        for call in together:
             if self._open(call):
                 groups.setdefault(self._batch_key(call), []).append(call)
         for group in groups.values():
             if len(group) == 1 or not self._predict_together(group):
                 for call in group:
                     self._predict(call)
+        return self._close(together)
+
+    def _close(self, over: Sequence[Call]) -> list[Response]:
+        """Return the answers, and log them in one piece."""
         if self._cold:
-            self._warm_up(calls)
+            self._warm_up(over)
+        now, at = perf_counter(), f"{time():.6f}"
         responses: list[Response] = []
         lines: list[str] = []
-        for call in calls:
-            response, line = self._close(call)
+        for call in over:
+            response, line = calls.close(call, revision=self._version, digest=self.digest, now=now, at=at)
             responses.append(response)
             lines.append(line)
+            if call.trace:
+                lines.append(self._trace_line(call.request_id, call.trace))
         self._log("".join(lines))
         return responses
 
-    def _warm_up(self, calls: Sequence[_Call]) -> None:
+    def _warm_up(self, over: Sequence[Call]) -> None:
         """Mark the first calls that reach the model: whoever sent them waited for the instance to start."""
-        for call in calls:
+        for call in over:
             if call.batch:
                 call.cold = True
                 self._cold = False
 
-    def _open(self, call: _Call) -> bool:
+    def _open(self, call: Call) -> bool:
         """Read a request as far as to its tensors; tell whether the model is to be asked."""
         request = call.request
         path = request.path
@@ -219,16 +191,16 @@ class Host:
                 raise MethodError(path, request.method, method)
             return method == "POST" and self._open_inference(call)
         except RequestError as error:
-            _fail(call, error)
+            calls.fail(call, error)
         except Exception as error:
             self._fail_internally(call, error)
         return False
 
-    def _open_inference(self, call: _Call) -> bool:
+    def _open_inference(self, call: Call) -> bool:
         request = call.request
         body = request.body
         if len(body) > self.request_bytes or "content-encoding" in request.headers:
-            body = _readable(request, self.request_bytes)
+            body = calls.readable(request, self.request_bytes)
         specs = self._specs
         inputs: Sequence[Tensor]
         if call.route == "infer":
@@ -258,7 +230,7 @@ class Host:
         expected = ", ".join(spec.name for spec in self._output_specs)
         raise RequestError(ErrorCode.INVALID_ARGUMENT, f"there is no output {unknown[:80]!r}; expected {expected}")
 
-    def _answer_nothing(self, call: _Call) -> bool:
+    def _answer_nothing(self, call: Call) -> bool:
         """Answer no rows with no rows, which many models refuse; tell whether that could be done without the model."""
         specs = self._output_specs
         if not specs or any(spec.shape[:1] != (-1,) or -1 in spec.shape[1:] for spec in specs):
@@ -267,14 +239,19 @@ class Host:
         self._finish(call, nothing)
         return True
 
-    def _batch_key(self, call: _Call) -> object:
+    def _batch_key(self, call: Call) -> object:
         """Return what calls must have in common to share one predict; the call itself where it can share none."""
+        if not self._row_wise or not self._specs:
+            return call
         inputs = call.inputs
-        if not self._row_wise or not self._specs or not all(tensor.shape for tensor in inputs):
+        if len(inputs) == 1:
+            shape = inputs[0].shape
+            return (call.outputs, shape[1:]) if shape else call
+        if not all(tensor.shape for tensor in inputs):
             return call
         return (call.outputs, *[tensor.shape[1:] for tensor in inputs])
 
-    def _predict(self, call: _Call) -> None:
+    def _predict(self, call: Call) -> None:
         """Ask the model for one call's answer."""
         call.batch = 1
         started = perf_counter()
@@ -285,12 +262,12 @@ class Host:
                 call.predict_ms = (perf_counter() - started) * 1e3
             self._finish(call, tensors)
         except RequestError as error:
-            _fail(call, error)
+            calls.fail(call, error)
         except (Exception, SystemExit) as error:
             # SystemExit: a model that calls sys.exit() must not take its instance along.
             self._fail_internally(call, error)
 
-    def _predict_together(self, group: Sequence[_Call]) -> bool:
+    def _predict_together(self, group: Sequence[Call]) -> bool:
         """Answer calls by one predict; tell whether that went well, else each is to be tried alone."""
         started = perf_counter()
         counts = [call.rows for call in group]
@@ -308,12 +285,12 @@ class Host:
             try:
                 self._finish(call, own)
             except RequestError as error:
-                _fail(call, error)
+                calls.fail(call, error)
             except Exception as error:
                 self._fail_internally(call, error)
         return True
 
-    def _finish(self, call: _Call, tensors: Sequence[Tensor]) -> None:
+    def _finish(self, call: Call, tensors: Sequence[Tensor]) -> None:
         """Write the body of an answer."""
         if call.outputs is not None:
             by_name = {tensor.name: tensor for tensor in tensors}
@@ -329,57 +306,15 @@ class Host:
         if len(headers) > 1:
             call.extra = headers
 
-    def _close(self, call: _Call) -> tuple[Response, str]:
-        """Return the answer, and the log's lines about it."""
-        request = call.request
-        request_id = call.request_id
-        arrived = request.received or call.started
-        queue_ms = (call.started - arrived) * 1e3
-        predict_ms = call.predict_ms
-        ms = (perf_counter() - arrived) * 1e3
-        headers = {
-            "content-type": call.content,
-            "x-request-id": request_id,
-            "x-polyserve-revision": self._version,
-            "x-polyserve-digest": self.digest,
-            "x-polyserve-cold": "1" if call.cold else "0",
-            "server-timing": f"queue;dur={queue_ms:.3f}, predict;dur={predict_ms:.3f}, total;dur={ms:.3f}",
-        }
-        if call.extra is not None:
-            headers.update(call.extra)
-        if call.code:
-            call.body = error_body(ErrorCode(call.code), call.error, request_id)
-        line = logs.request_line(
-            at=time(),
-            request_id=request_id,
-            route=call.route,
-            status=call.status,
-            code=call.code,
-            ms=ms,
-            queue_ms=queue_ms,
-            predict_ms=predict_ms,
-            rows=call.rows,
-            batch=call.batch,
-            cold=call.cold,
-            revision=self.revision,
-            digest=self._short_digest,
-            bytes_in=len(request.body),
-            bytes_out=len(call.body),
-            error=call.error,
-        )
-        if call.trace:
-            line += self._trace_line(request_id, call.trace)
-        return Response(status=call.status, headers=headers, body=call.body), line
-
     # --- failing and logging --------------------------------------------------------------------------------------
 
-    def _fail_internally(self, call: _Call, error: BaseException) -> None:
+    def _fail_internally(self, call: Call, error: BaseException) -> None:
         """Answer an error of the model, or of our own: the caller learns its type, the log its traceback."""
         call.trace = "".join(traceback.format_exception(error))
         message = (
             f"the model raised {type(error).__name__}; the log has its traceback under request id {call.request_id}"
         )
-        _fail(call, RequestError(ErrorCode.INTERNAL, message))
+        calls.fail(call, RequestError(ErrorCode.INTERNAL, message))
 
     def _trace_line(self, request_id: str, trace: str) -> str:
         return logs.format_line(
@@ -399,59 +334,6 @@ class Host:
         except Exception:
             # A log that cannot be written (a closed pipe, a full disk) is no reason to withhold an answer, and nowhere is left to say so.
             return
-
-
-def _request_id(request: Request) -> str:
-    """Return the request's id; one of our own where it has none that is safe in a header and in the log."""
-    request_id = request.request_id or request.headers.get("x-request-id", "")
-    if (
-        request_id
-        and len(request_id) <= _LONGEST_ID
-        and request_id.isascii()
-        and request_id.isprintable()
-        and '"' not in request_id
-        and "\\" not in request_id
-    ):
-        return request_id
-    # Ids are names, not secrets: the fast generator does, and it is seeded anew after a fork.
-    return f"{getrandbits(128):032x}"
-
-
-def _fail(call: _Call, error: RequestError) -> None:
-    call.code = error.code.value
-    call.error = error.message
-    call.status = error.status
-    call.content = protocol.JSON_TYPE
-    call.extra = {"allow": error.allowed} if isinstance(error, MethodError) else None
-
-
-def _readable(request: Request, limit: int) -> bytes | memoryview:
-    """Return a request's body decompressed, within the limit before and after."""
-    body = request.body
-    if len(body) > limit:
-        raise _too_large(f"{len(body)}", limit)
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding in {"identity", ""}:
-        return body
-    if coding not in {"gzip", "deflate"}:
-        message = f"content-encoding: expected gzip, deflate or identity, got {coding[:40]!r}"
-        raise RequestError(ErrorCode.INVALID_ARGUMENT, message, status=415)
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    try:
-        plain = inflate.decompress(body, limit + 1)
-    except zlib.error as error:
-        message = f"expected a body of {coding}, got what cannot be read: {error}"
-        raise RequestError(ErrorCode.INVALID_ARGUMENT, message) from error
-    if len(plain) > limit:
-        raise _too_large(f"more than {limit}", limit)
-    if not inflate.eof:
-        raise RequestError(ErrorCode.INVALID_ARGUMENT, f"expected a body of {coding}, got one that is cut short")
-    return plain
-
-
-def _too_large(size: str, limit: int) -> RequestError:
-    message = f"the body has {size} bytes, and this deployment takes {limit}: send fewer rows at a time"
-    return RequestError(ErrorCode.INVALID_ARGUMENT, message, status=413)
 
 
 def _check_rows(inputs: Sequence[Tensor]) -> None:

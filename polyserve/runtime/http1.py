@@ -424,9 +424,10 @@ def format_head(status: int, headers: Mapping[str, str], length: int, *, keep_al
     Raises:
         ValueError: A header has a line break in it.
     """
-    fields = [f"{name}: {value}\r\n" for name, value in headers.items() if name not in _FRAMING]
-    text = "".join(fields)
-    if text.count("\n") != len(fields) or text.count("\r") != len(fields):
+    if not _FRAMING.isdisjoint(headers):
+        headers = {name: value for name, value in headers.items() if name not in _FRAMING}
+    text = "\r\n".join([*map(": ".join, headers.items()), ""])
+    if text.count("\n") != len(headers) or text.count("\r") != len(headers):
         raise ValueError("a header of the answer has a line break in it")
     # HTTP/1.1 stays open unless told otherwise; HTTP/1.0 closes unless told otherwise.
     option = "" if minor else "connection: keep-alive\r\n"

@@ -47,14 +47,14 @@ class Refusals:
         given = request.request_id or request.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         body = error_body(error.code, error.message, request_id)
-        ms = (time.perf_counter() - request.received) * 1e3 if request.received else 0.0
+        ms = f"{(time.perf_counter() - request.received) * 1e3 if request.received else 0.0:.3f}"
         headers = {
             "content-type": "application/json",
             "x-request-id": request_id,
             "x-polyserve-revision": str(self._host.revision),
             "x-polyserve-digest": self._host.digest,
             "x-polyserve-cold": "0",
-            "server-timing": f"queue;dur={ms:.3f}, predict;dur=0.000, total;dur={ms:.3f}",
+            "server-timing": f"queue;dur={ms}, predict;dur=0.000, total;dur={ms}",
         }
         if error.code is ErrorCode.UNAUTHENTICATED:
             headers["www-authenticate"] = "Bearer"
@@ -68,14 +68,14 @@ class Refusals:
             else "unknown"
         )
         line = logs.request_line(
-            at=time.time(),
+            at=f"{time.time():.6f}",
             request_id=request_id,
             route=route,
             status=error.status,
             code=error.code.value,
             ms=ms,
             queue_ms=ms,
-            predict_ms=0.0,
+            predict_ms="0.000",
             rows=0,
             batch=0,
             cold=False,
