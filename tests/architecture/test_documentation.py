@@ -21,12 +21,8 @@ DECISIONS = sorted(page for page in (ROOT / "docs" / "decisions").glob("*.md") i
 NAMES = {name for section in COMMANDS.values() for name in section}
 
 # A page of these is run from top to bottom, on `local`, in a home and a directory of its own.
-RUN = [
-    "README.md",
-    "docs/tutorial.md",
-    *(f"docs/how-to/{p.name}" for p in sorted((ROOT / "docs" / "how-to").glob("*.md"))),
-]
-RUN = [name for name in RUN if not name.endswith("index.md")]
+GUIDES = [page for page in sorted((ROOT / "docs" / "how-to").glob("*.md")) if page.name != "index.md"]
+RUN = ["README.md", "docs/index.md", "docs/tutorial.md", *(f"docs/how-to/{page.name}" for page in GUIDES)]
 
 
 def _id(path: Path) -> str:
