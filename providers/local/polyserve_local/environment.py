@@ -1,13 +1,12 @@
 """Which Python runs a revision: one that has every locked requirement already, else a virtual environment made for the lock.
 
-Environments are cached by the Python minor version and the lock. Only built distributions are installed: nothing of a requirement is run
-while it is installed.
+Environments are shared by Python minor version and lock, within one home, and removed with the last revision that could use them. Only
+built distributions are installed: nothing of a requirement is run while it is installed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,19 +14,24 @@ import secrets
 import shutil
 import subprocess
 import threading
-import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from polyserve.driver import ErrorCode, FunctionSpec
 from polyserve.runtime import archive
+from polyserve_local import processes
 from polyserve_local.errors import GatewayError
 from polyserve_local.files import FileStore
+from polyserve_local.installing import Installer, unwanted
 from polyserve_local.places import Places, remove_tree
 
-INSTALL_TIMEOUT_S = 1800.0
+COMPLETE = "complete"
+"""File in an environment that says that everything was installed."""
+QUIET_PIP = ("--disable-pip-version-check", "--no-input")
 _UNPACKING = threading.Lock()
+_GUARD = threading.Lock()
+_TURNS: dict[str, threading.Lock] = {}
 
 # Asked of the interpreter itself, isolated as its instances are: what it would import is what counts, not what we see.
 _QUESTION = """
@@ -68,30 +72,72 @@ def missing(python: str, minor: str, requirements: Sequence[str]) -> str | None:
     return "; ".join(lacking) or None
 
 
-def provide(places: Places, spec: FunctionSpec, interpreter: str, stopping: threading.Event) -> str:
+def key_of(spec: FunctionSpec) -> str:
+    """Return the name of the environment that a revision would use: revisions with one lock share one."""
+    lock = "\n".join(sorted(spec.requirements))
+    return hashlib.sha256(f"{spec.python}\n{lock}\n".encode()).hexdigest()[:32]
+
+
+def provide(
+    places: Places, spec: FunctionSpec, interpreter: str, installer: Mapping[str, str], stopping: threading.Event
+) -> str:
     """Return a Python that runs a revision; makes a virtual environment where the deployer's interpreter will not do. Blocks.
+
+    Args:
+        places: The home's files.
+        spec: The revision.
+        interpreter: Python of the process that deployed it.
+        installer: Environment variables of that process that concern uv and pip.
+        stopping: Set when the revision is not wanted any more.
 
     Raises:
         GatewayError: There is no such Python, or a requirement cannot be installed.
     """
     if missing(interpreter, spec.python, spec.requirements) is None:
         return interpreter
-    lock = "\n".join(sorted(spec.requirements))
-    key = hashlib.sha256(f"{spec.python}\n{lock}\n".encode()).hexdigest()[:32]
+    key = key_of(spec)
     home = places.environments / key
     python = home / "bin" / "python"
-    # Held while it is made, so that two revisions with one lock make it once. The system drops it should we be killed.
-    with (places.environments / f"{key}.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if not (home / "complete").exists():
+    # There is one gateway for a home, so threads are all that could meet here: the second one finds it made.
+    with _made_by_one(key, stopping):
+        if not (home / COMPLETE).exists():
             remove_tree(home)
-            _make(home, find_python(spec.python, interpreter), spec.requirements, stopping)
-            (home / "complete").write_text(lock)
+            try:
+                _make(home, find_python(spec.python, interpreter), spec, Installer(interpreter, installer, stopping))
+            except BaseException:
+                remove_tree(home)
+                raise
+            (home / COMPLETE).touch()
     lacking = missing(str(python), spec.python, spec.requirements)
     if lacking is not None:
         message = f"the environment {home} does not satisfy the lock: {lacking}; remove that directory and deploy again"
         raise GatewayError(ErrorCode.FAILED_PRECONDITION, message)
     return str(python)
+
+
+@contextlib.contextmanager
+def _made_by_one(key: str, stopping: threading.Event) -> Iterator[None]:
+    with _GUARD:
+        turn = _TURNS.setdefault(key, threading.Lock())
+    while not turn.acquire(timeout=0.1):
+        if stopping.is_set():
+            raise unwanted()
+    try:
+        yield
+    finally:
+        turn.release()
+
+
+def sweep(places: Places) -> None:
+    """Remove environments that a gateway before this one did not finish; an installer that it left running is ended first."""
+    for path in places.environments.glob("*.making"):
+        with contextlib.suppress(ValueError, KeyError):
+            record = json.loads(path.read_bytes())
+            processes.kill(record["pid"], record["started"])
+        path.unlink()
+    for path in places.environments.iterdir():
+        if not (path / COMPLETE).exists():
+            remove_tree(path)
 
 
 def find_python(minor: str, interpreter: str) -> str:
@@ -111,39 +157,30 @@ def find_python(minor: str, interpreter: str) -> str:
     raise GatewayError(ErrorCode.FAILED_PRECONDITION, message)
 
 
-def _make(home: Path, base: str, requirements: Sequence[str], stopping: threading.Event) -> None:
-    # Made in its final place, since scripts in it name their interpreter by path; without the mark `complete` it does not count.
-    uv = shutil.which("uv")
+def _make(home: Path, base: str, spec: FunctionSpec, installer: Installer) -> None:
+    # Made in its final place, since scripts in it name their interpreter by path; without the mark it does not count.
+    uv = installer.find_uv()
     python = str(home / "bin" / "python")
+    # The lock is complete: what it does not name, the model did without where it was packaged.
+    exactly = ["--no-deps", "--only-binary", ":all:", "--quiet"]
     if uv is not None:
-        _run([uv, "venv", "--quiet", "--python", base, str(home)], stopping)
-        install = [uv, "pip", "install", "--quiet", "--python", python, "--compile-bytecode", "--only-binary", ":all:"]
+        installer.run(home, [uv, "venv", "--quiet", "--no-project", "--python", base, str(home)])
+        install = [uv, "pip", "install", *exactly, "--python", python, "--compile-bytecode"]
+    elif _has_pip(base):
+        # The one that is there installs: a copy of it in each environment would take seconds and megabytes.
+        installer.run(home, [base, "-m", "venv", "--without-pip", str(home)])
+        install = [base, "-m", "pip", "--python", python, "install", *exactly, *QUIET_PIP]
     else:
-        _run([base, "-m", "venv", str(home)], stopping)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
-    if requirements:
-        _run([*install, *requirements], stopping)
+        installer.run(home, [base, "-m", "venv", str(home)])
+        install = [python, "-m", "pip", "install", *exactly, *QUIET_PIP]
+    if spec.requirements:
+        installer.run(home, [*install, *spec.requirements])
 
 
-def _run(command: Sequence[str], stopping: threading.Event) -> None:
-    """Run a program to its end, or until it is not wanted any more."""
-    deadline = time.monotonic() + INSTALL_TIMEOUT_S
-    pipe = subprocess.PIPE
-    try:
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
-            while True:
-                try:
-                    out, complaint = process.communicate(timeout=0.1)
-                    break
-                except subprocess.TimeoutExpired:
-                    if stopping.is_set() or time.monotonic() > deadline:
-                        process.kill()
-    except OSError as error:
-        raise GatewayError(ErrorCode.UNAVAILABLE, f"{' '.join(command[:3])} failed: {error}") from error
-    if process.returncode != 0:
-        said = (complaint or out).strip()[-1500:] or f"exit status {process.returncode}"
-        message = f"the locked requirements cannot be installed ({Path(command[0]).name}): {said}"
-        raise GatewayError(ErrorCode.FAILED_PRECONDITION, message)
+def _has_pip(python: str) -> bool:
+    question = "import pip; raise SystemExit(tuple(map(int, pip.__version__.split('.')[:2])) < (22, 3))"
+    asked = subprocess.run([python, "-c", question], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return asked.returncode == 0
 
 
 def unpack(places: Places, spec: FunctionSpec, stopping: threading.Event) -> Path:
@@ -166,7 +203,7 @@ def unpack(places: Places, spec: FunctionSpec, stopping: threading.Event) -> Pat
             archive.extract(packed, fresh / "bundle")
             packed.unlink()
             if stopping.is_set():
-                raise GatewayError(ErrorCode.CONFLICT, f"{spec.name!r} was deleted meanwhile")
+                raise unwanted()
             os.rename(fresh / "bundle", home)
         except (archive.ArchiveError, zipfile.BadZipFile) as error:
             message = f"the bundle {artifact.bucket}/{artifact.key} cannot be unpacked: {error}; deploy again"

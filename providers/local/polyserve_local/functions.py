@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import msgspec
 from polyserve.driver import ErrorCode, FunctionSpec, FunctionStatus, LogEvent, Scaling
 from polyserve_local.control import Gateway
 from polyserve_local.errors import GatewayError
+from polyserve_local.installing import settings_of
 from polyserve_local.lines import merged
 from polyserve_local.places import Places
 from polyserve_local.settings import LocalSettings
@@ -37,7 +39,13 @@ class LocalPlatform:
         """Make a revision exist; its bundle is unpacked and its dependencies are provided after this returned."""
         options = msgspec.to_builtins(self._settings)
         del options["home"], options["linger_s"]
-        body = {"spec": spec_to_dict(spec), "interpreter": sys.executable, "options": options}
+        body = {
+            "spec": spec_to_dict(spec),
+            "interpreter": sys.executable,
+            # The gateway may have been started long ago, by somebody with other settings.
+            "installer": settings_of(os.environ),
+            "options": options,
+        }
         return status_from_dict(self._gateway.call("apply", body))
 
     def describe(self, name: str) -> FunctionStatus:

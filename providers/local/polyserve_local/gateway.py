@@ -22,18 +22,18 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polyserve
 from polyserve.driver import ErrorCode, Scaling
-from polyserve_local import instances
+from polyserve_local import environment, instances
 from polyserve_local.controlling import ControlServer
 from polyserve_local.errors import GatewayError
 from polyserve_local.files import FileStore
-from polyserve_local.places import Places, remove_tree
+from polyserve_local.places import Places, remove_trees
 from polyserve_local.state import FunctionState, load_all, spec_from_dict, status_to_dict
 from polyserve_local.supervisor import Function
 
@@ -50,10 +50,12 @@ class Gateway:
     Args:
         places: The home's files.
         linger_s: Seconds to stay after the last function was deleted.
+        ours: Tells whether the home's lock still is the one that was taken.
     """
 
-    def __init__(self, places: Places, *, linger_s: float) -> None:
+    def __init__(self, places: Places, *, linger_s: float, ours: Callable[[], bool]) -> None:
         self._places = places
+        self._ours = ours
         self._linger_s = linger_s
         self._functions: dict[str, Function] = {}
         self._woken = asyncio.Event()
@@ -101,7 +103,7 @@ class Gateway:
     def _tick(self) -> float:
         """Look after everything; returns for how long nothing needs to be looked at unless something happens."""
         now = time.monotonic()
-        if not self._places.lock.exists():
+        if not self._ours():
             # The home was removed behind our back: nobody can ever reach what runs here, or stop it.
             self._abandon()
             return 0.0
@@ -154,7 +156,7 @@ class Gateway:
                 await self._delete(function)
             else:
                 function.resume()
-        self._collect()
+        await self._collect()
 
     def _adopt(self, state: FunctionState, mine: list[instances.Adopted]) -> None:
         listeners: dict[str | int, socket.socket] = {}
@@ -188,26 +190,33 @@ class Gateway:
         for path in self._places.run.iterdir():
             if path.name.partition(".")[0] not in known:
                 path.unlink(missing_ok=True)
-        for directory in (self._places.functions, self._places.bundles, self._places.root):
+        environment.sweep(self._places)
+        for directory in (self._places.functions, self._places.bundles, self._places.environments, self._places.root):
             for path in directory.glob(".*"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
 
-    def _collect(self) -> None:
-        """Remove bundles and logs that no function needs."""
+    async def _collect(self) -> None:
+        """Remove bundles, environments and logs that no function needs."""
+        places = self._places
+        specs = [
+            revision.spec for function in self._functions.values() for revision in function.state.revisions.values()
+        ]
         needed = {
-            revision.spec.artifact.sha256
-            for function in self._functions.values()
-            for revision in function.state.revisions.values()
+            places.bundles: {spec.artifact.sha256 for spec in specs},
+            places.environments: {environment.key_of(spec) for spec in specs},
+            places.logs: set(self._functions),
         }
-        for path in self._places.bundles.iterdir():
-            if path.name not in needed and not path.name.startswith("."):
-                remove_tree(path)
-        for path in self._places.logs.iterdir():
-            if path.name not in self._functions:
-                remove_tree(path)
+        gone = []
+        for directory, names in needed.items():
+            for path in directory.iterdir():
+                if path.name not in names and path.suffix != ".making" and not path.name.startswith("."):
+                    # Out of the way at once: a function that is made meanwhile makes its own. Removing it may take a while.
+                    gone.append(path.with_name(f".{secrets.token_hex(6)}"))
+                    path.rename(gone[-1])
+        await asyncio.to_thread(remove_trees, gone)
 
     # --- the control interface ------------------------------------------------------------------------------------------
 
@@ -243,7 +252,7 @@ class Gateway:
                 await function.scale(Scaling(**body["scaling"]))
             elif verb == "remove_revision":
                 await function.remove_revision(body["number"])
-                self._collect()
+                await self._collect()
             elif verb == "delete":
                 await self._delete(function)
             else:
@@ -275,13 +284,13 @@ class Gateway:
         async with function.changing:
             function.state.options = body["options"]
             function.state.labels = spec.labels
-            function.apply(spec, spec.digest(), body["interpreter"])
+            function.apply(spec, spec.digest(), body["interpreter"], body["installer"])
         return status_to_dict(function.status())
 
     async def _delete(self, function: Function) -> None:
         await function.delete()
         del self._functions[function.state.name]
-        self._collect()
+        await self._collect()
         # Last: as long as it is there, a gateway that is started anew goes on with the deletion.
         self._places.state(function.state.name).unlink(missing_ok=True)
         self._empty_since = time.monotonic()
@@ -304,21 +313,32 @@ def say(words: str) -> None:
 
 def take_lock(places: Places) -> int | None:
     """Take the home's lock; `None` where another gateway has it. Held until the process ends, however it ends."""
-    descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + 5.0
     while time.monotonic() < deadline:
+        descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT, 0o600)
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
+            # A gateway that ends takes its lock's file with it: locking that one would lock out nobody.
+            if _is_at(places.lock, descriptor):
+                return descriptor
+            os.close(descriptor)
+            continue
         # Drivers look with a shared lock, for microseconds. Who does not share is another gateway.
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             break
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(descriptor)
         time.sleep(0.002)
-    os.close(descriptor)
     return None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def serve(places: Places, *, linger_s: float, answering: Any) -> None:
@@ -328,10 +348,20 @@ def serve(places: Places, *, linger_s: float, answering: Any) -> None:
     if lock is None:
         answering()
         return
+    # Again: a gateway that ended just now may have removed them.
+    places.make()
     # What it says is of a gateway that is gone.
     places.contact.unlink(missing_ok=True)
     say(f"gateway of {places.home}: pid {os.getpid()}, version {polyserve.__version__}")
-    asyncio.run(Gateway(places, linger_s=linger_s).run(answering))
+
+    def ours() -> bool:
+        return _is_at(places.lock, lock)
+
+    asyncio.run(Gateway(places, linger_s=linger_s, ours=ours).run(answering))
+    # Last, and as long as the lock is held: whoever comes next makes what it needs anew.
+    if ours():
+        places.unmake()
+        places.lock.unlink(missing_ok=True)
     os.close(lock)
 
 

@@ -14,8 +14,7 @@ from polyserve_local.places import Places
 def inventory(home: Path) -> list[str]:
     """Return what there is in a home, each as a line for people; empty once everything was deleted.
 
-    Caches (environments), the gateway's lock and its log are not counted: they belong to no deployment and stay. A gateway
-    that lives counts.
+    Only the gateway's log stays and is not counted: it belongs to no deployment, and is small. A gateway that lives counts.
     """
     places = Places(home)
     found = [f"{kind} {path.relative_to(home)}" for kind, path in _files(places)]
@@ -39,10 +38,9 @@ def _files(places: Places) -> list[tuple[str, Path]]:
         ]
     found += [("function", path) for path in _children(places.functions)]
     found += [("bundle", path) for path in _children(places.bundles)]
+    found += [("environment", path) for path in _children(places.environments)]
     found += [("log", path) for path in _children(places.logs)]
-    if places.contact.exists():
-        found.append(("file", places.contact))
-    return found
+    return found + [("file", path) for path in (places.contact, places.lock) if path.exists()]
 
 
 def _children(directory: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,12 @@ class Places:
         if self.run.lstat().st_uid != os.getuid() or self.run.is_symlink():
             raise PermissionError(f"{self.run} belongs to another user: remove it, or set a shorter home")
 
+    def unmake(self) -> None:
+        """Remove the directories that have nothing in them; the gateway's log stays."""
+        for directory in (self.functions, self.bundles, self.environments, self.logs, self.run):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
 
 def write_atomic(path: Path, body: bytes) -> None:
     """Replace a file's content in one step that survives a power cut; its mode is 0600."""
@@ -126,6 +133,12 @@ def remove_tree(path: Path) -> None:
     """Remove a directory with all that is in it, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
+
+
+def remove_trees(paths: Iterable[Path]) -> None:
+    """Remove directories with all that is in them, those that are there."""
+    for path in paths:
+        remove_tree(path)
 
 
 def tail(path: Path, limit: int = 2000) -> str:

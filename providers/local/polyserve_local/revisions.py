@@ -100,7 +100,9 @@ class Revision:
         places, spec = self.function.places, self.state.spec
         try:
             bundle = await asyncio.to_thread(environment.unpack, places, spec, self.stopping)
-            python = await asyncio.to_thread(environment.provide, places, spec, self.state.interpreter, self.stopping)
+            python = await asyncio.to_thread(
+                environment.provide, places, spec, self.state.interpreter, self.state.installer, self.stopping
+            )
             await asyncio.to_thread(environment.compile_runtime, python, bundle)
         except Exception as error:
             if not self.stopping.is_set():
@@ -108,7 +110,7 @@ class Revision:
             return
         if self.stopping.is_set():
             return
-        self.state.python = python
+        self.state.python, self.state.installer = python, {}
         self.function.save()
         self.wanted = max(self.wanted, 1)
         self.function.settle()

@@ -28,6 +28,8 @@ class RevisionState:
         phase: PROVISIONING until an instance of it has been ready once.
         reason: Why it failed, if it did.
         python: Python that runs it; empty until its dependencies are there.
+        installer: What of that process's environment concerns uv and pip, as long as something may have to be installed; may hold
+            the password of a package index.
     """
 
     spec: FunctionSpec
@@ -37,6 +39,7 @@ class RevisionState:
     phase: Phase = Phase.PROVISIONING
     reason: str | None = None
     python: str = ""
+    installer: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def number(self) -> int:
@@ -89,6 +92,7 @@ class FunctionState:
                     "phase": revision.phase.value,
                     "reason": revision.reason,
                     "python": revision.python,
+                    "installer": dict(revision.installer),
                 }
                 for revision in self.revisions.values()
             ],
@@ -109,6 +113,7 @@ class FunctionState:
                 phase=Phase(each["phase"]),
                 reason=each["reason"],
                 python=each["python"],
+                installer=each.get("installer", {}),
             )
             for each in fields["revisions"]
         ]

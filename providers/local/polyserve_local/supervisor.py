@@ -121,7 +121,7 @@ class Function:
                 revision.state.phase, revision.state.reason = Phase.READY, None
         self.settle()
 
-    def apply(self, spec: FunctionSpec, digest: str, interpreter: str) -> None:
+    def apply(self, spec: FunctionSpec, digest: str, interpreter: str, installer: Mapping[str, str]) -> None:
         """Make a revision exist, or try one anew that failed.
 
         Raises:
@@ -129,7 +129,7 @@ class Function:
         """
         known = self.revisions.get(spec.revision)
         if known is None:
-            state = RevisionState(spec=spec, digest=digest, interpreter=interpreter)
+            state = RevisionState(spec=spec, digest=digest, interpreter=interpreter, installer=installer)
             revision = self._add(state)
             self.state.revisions[spec.revision] = state
             self.state.revisions = dict(sorted(self.state.revisions.items()))
@@ -138,7 +138,7 @@ class Function:
             raise GatewayError(ErrorCode.ALREADY_EXISTS, message)
         elif known.state.phase is Phase.FAILED:
             revision = known
-            revision.state.interpreter = interpreter
+            revision.state.interpreter, revision.state.installer = interpreter, installer
         else:
             return
         revision.state.phase, revision.state.reason = Phase.PROVISIONING, None

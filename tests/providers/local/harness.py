@@ -146,7 +146,7 @@ class LocalHarness:
             for path in sorted(self.home.rglob("*"))
             if path.is_file() or path.name == ".writing"
         ]
-        left = [name for name in files if not name.startswith(("local/environments/", "local/gateway"))]
+        left = [name for name in files if not name.startswith("local/gateway")]
         return [*left, *(f"process {pid}" for pid in self._processes())]
 
     def _processes(self) -> list[int]:
