@@ -357,12 +357,14 @@ def serve(places: Places, *, linger_s: float, answering: Any) -> None:
     def ours() -> bool:
         return _is_at(places.lock, lock)
 
-    asyncio.run(Gateway(places, linger_s=linger_s, ours=ours).run(answering))
-    # Last, and as long as the lock is held: whoever comes next makes what it needs anew.
-    if ours():
-        places.unmake()
-        places.lock.unlink(missing_ok=True)
-    os.close(lock)
+    try:
+        asyncio.run(Gateway(places, linger_s=linger_s, ours=ours).run(answering))
+    finally:
+        # Last, and as long as the lock is held: whoever comes next makes what it needs anew.
+        if ours():
+            places.unmake()
+            places.lock.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def main() -> None:

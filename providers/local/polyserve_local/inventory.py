@@ -14,7 +14,8 @@ from polyserve_local.places import Places
 def inventory(home: Path) -> list[str]:
     """Return what there is in a home, each as a line for people; empty once everything was deleted.
 
-    Only the gateway's log stays and is not counted: it belongs to no deployment, and is small. A gateway that lives counts.
+    Not counted are the gateway's log, which stays, and the empty file of its lock, which a gateway that was killed leaves: they belong
+    to no deployment. A gateway that lives counts.
     """
     places = Places(home)
     found = [f"{kind} {path.relative_to(home)}" for kind, path in _files(places)]
@@ -40,7 +41,9 @@ def _files(places: Places) -> list[tuple[str, Path]]:
     found += [("bundle", path) for path in _children(places.bundles)]
     found += [("environment", path) for path in _children(places.environments)]
     found += [("log", path) for path in _children(places.logs)]
-    return found + [("file", path) for path in (places.contact, places.lock) if path.exists()]
+    if places.contact.exists():
+        found.append(("file", places.contact))
+    return found
 
 
 def _children(directory: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
@@ -97,7 +97,7 @@ def relocked(bundle: bytes, requirements: tuple[str, ...]) -> bytes:
 
 
 @pytest.fixture(params=["uv", "pip"])
-def wheels(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def wheels(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that is all the index there is, for uv or for pip."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -121,7 +121,7 @@ def wheels(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv(f"{prefix}_NO_INDEX", "1")
         monkeypatch.setenv(f"{prefix}_FIND_LINKS", str(places))
         monkeypatch.setenv(f"{prefix}_CACHE_DIR", str(tmp_path / "cache"))
-    yield places
+    return places
 
 
 def _without_uv(tools: Path) -> Path:

@@ -144,6 +144,7 @@ def test_nothing_is_left_after_the_last_function_is_deleted(world: Any) -> None:
 def test_a_gateway_that_cannot_start_is_an_error_with_the_end_of_its_log(world: Any) -> None:
     world.deploy()
     world.functions.delete("actor")
+    (world.home / "local/functions").mkdir()
     (world.home / "local/functions/broken.json").write_text("{")
 
     with pytest.raises(GatewayError, match=r"could not start(.|\n)*JSONDecodeError"):
