@@ -34,7 +34,7 @@ def harness_module(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="session", params=[*registry.providers(), "memory", "bare"])
+@pytest.fixture(scope="module", params=[*registry.providers(), "memory", "bare"])
 def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     """Give each provider's harness; "bare" declares no capability, so that every refusal is asserted too."""
     if request.param == "memory":
