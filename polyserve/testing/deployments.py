@@ -99,6 +99,9 @@ class DeploymentContract:
         assert planned.revision == 1
         assert world.answer() == 2.0
         assert world.weights() == {1: 100}
+        status = world.deployment().status()
+        assert (status.in_step, status.to_dict()["phase"]) == (True, "ready")
+        assert str(status.url).startswith("http")
 
     def test_the_same_deploy_again_changes_nothing(self, world: World) -> None:
         world.deploy(times(2))
@@ -205,6 +208,8 @@ class DeploymentContract:
         assert deployment.scale(max_instances=2) == Scaling(min_instances=0, max_instances=2)
 
         assert world.target.provider.functions.describe(NAME).scaling == Scaling(min_instances=0, max_instances=2)
+        world.deploy(times(3), scaling=world.deployment().record.scaling)
+        assert world.target.provider.functions.describe(NAME).scaling == Scaling(min_instances=0, max_instances=2)
         with pytest.raises(InvalidArgumentError, match="from 3 to 2"):
             deployment.scale(min_instances=3)
 
@@ -243,6 +248,17 @@ class DeploymentContract:
         assert list(world.harness.inventory()) == []
         with pytest.raises(NotFoundError):
             destroy(world.target, NAME)
+
+    def test_destroy_leaves_what_is_not_the_deployments(self, world: World) -> None:
+        bucket = world.target.bucket
+        bucket.put("mine", b"kept")
+        bucket.put(f"deployments/{NAME}s", b"kept")
+        world.deploy(times(2))
+
+        world.deployment().destroy()
+
+        assert [meta.key for meta in bucket.list("")] == [f"deployments/{NAME}s", "mine"]
+        world.harness.drop_bucket(bucket.name)
 
     def test_a_refused_plan_leaves_nothing_behind(self, world: World) -> None:
         before = list(world.harness.inventory())

@@ -1,18 +1,15 @@
-"""The contract of functions and of calling them.
+"""The contract of functions.
 
     class TestFunctions(FunctionsContract): ...
-    class TestInvoker(InvokerContract): ...
 
-Both take a `harness` fixture (`polyserve.testing.harness.Harness`) and run real bundles: revision `n` of
+It takes a `harness` fixture (`polyserve.testing.harness.Harness`) and runs real bundles: revision `n` of
 the sample function multiplies by `n`. Drivers are asked directly, below the portable core, so that what
 they raise is seen raw and sorted by `classify`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +23,7 @@ from polyserve.driver import (
     FunctionPlatform,
     FunctionSpec,
     FunctionStatus,
+    HttpReply,
     Phase,
     Provider,
     Request,
@@ -56,9 +54,9 @@ class Functions:
         self.platform: FunctionPlatform = self.provider.functions
         self._buckets: set[str] = set()
 
-    def spec(self, revision: int) -> FunctionSpec:
+    def spec(self, revision: int, name: str = NAME) -> FunctionSpec:
         """Return the spec of a revision, with its bundle in a bucket."""
-        spec = self.harness.function_spec(NAME, revision)
+        spec = self.harness.function_spec(name, revision)
         self._buckets.add(spec.artifact.bucket)
         return spec
 
@@ -98,7 +96,8 @@ class Functions:
                 endpoint.send(Request(method="GET", path="/v2/health/ready"))
         with httpx.Client(timeout=60, trust_env=False) as client:
             reply = client.request(call.method, call.url, headers=dict(call.headers), content=bytes(call.body))
-        return Response(status=reply.status_code, headers=dict(reply.headers), body=reply.content)
+        given = HttpReply(status=reply.status_code, headers=dict(reply.headers), body=reply.content)
+        return self.provider.invoker.parse(address, given)
 
     def gone(self) -> None:
         """Delete the function, if there is one, and the bundles."""
@@ -126,12 +125,29 @@ class FunctionsContract:
             assert endpoint.invoke([[1.0, 2.0]]) == [[1.0, 2.0]]
 
     def test_applying_the_same_revision_again_changes_nothing(self, functions: Functions) -> None:
-        before = functions.applied(1)
+        functions.applied(1)
+        functions.platform.route(NAME, {1: 100})
+        before = functions.platform.describe(NAME)
 
         functions.platform.apply(functions.spec(1))
 
-        assert functions.platform.describe(NAME).revisions[0].spec_digest == before.revisions[0].spec_digest
-        assert len(functions.platform.describe(NAME).revisions) == 1
+        after = functions.platform.describe(NAME)
+        assert [(r.number, r.spec_digest, r.phase) for r in after.revisions] == [
+            (r.number, r.spec_digest, r.phase) for r in before.revisions
+        ]
+        assert after.weights == before.weights == {1: 100}
+        with functions.endpoint() as endpoint:
+            assert endpoint.invoke([[1.0, 2.0]]) == [[1.0, 2.0]]
+
+    def test_a_revision_that_failed_is_tried_anew_when_it_is_applied_again(self, functions: Functions) -> None:
+        spec = functions.spec(1)
+        late = replace(spec, artifact=replace(spec.artifact, key="late/bundle.zip"))
+        self._fails(functions, late)
+        functions.provider.store(spec.artifact.bucket).copy(spec.artifact.key, late.artifact.key)
+
+        functions.platform.apply(late)
+
+        assert functions.wait(1).reason is None
 
     def test_another_spec_under_a_number_that_is_taken_already_exists(self, functions: Functions) -> None:
         functions.applied(1)
@@ -189,6 +205,17 @@ class FunctionsContract:
             with functions.endpoint() as endpoint:
                 assert endpoint.invoke([[1.0, 1.0]]) == [[float(number)] * 2]
 
+    def test_revisions_are_told_oldest_first_and_each_can_be_called_whatever_its_traffic(
+        self, functions: Functions
+    ) -> None:
+        status = functions.applied(2, 3)
+        functions.platform.route(NAME, {3: 100})
+
+        assert [r.number for r in status.revisions] == [2, 3]
+        for number in (2, 3):
+            with functions.endpoint(number) as endpoint:
+                assert endpoint.invoke([[1.0, 1.0]]) == [[float(number)] * 2]
+
     def test_a_split_is_honoured_or_refused_never_ignored(self, functions: Functions) -> None:
         functions.applied(2, 3)
         split = {2: 50, 3: 50}
@@ -221,17 +248,37 @@ class FunctionsContract:
             code = functions.code(lambda bounds=bounds: functions.platform.scale(NAME, bounds))  # type: ignore[misc]
             if capability in capabilities:
                 assert code is None
+                functions.applied(1, 2)
+                # A revision that is made, or made again, leaves them alone.
                 assert functions.platform.describe(NAME).scaling == bounds
             else:
                 assert code is ErrorCode.UNSUPPORTED
+                assert functions.platform.describe(NAME).scaling == Scaling()
+                refused = replace(functions.spec(2), scaling=bounds)
+                assert functions.code(lambda spec=refused: functions.platform.apply(spec)) is ErrorCode.UNSUPPORTED  # type: ignore[misc]
 
     def test_functions_are_found_by_their_labels(self, functions: Functions) -> None:
         functions.applied(1)
 
-        found = [status.name for status in functions.platform.list(labels={LABEL: NAME})]
+        (found,) = functions.platform.list(labels={LABEL: NAME})
 
-        assert found == [NAME]
+        assert found.name == NAME
+        assert functions.spec(1).labels.items() <= found.labels.items()
         assert list(functions.platform.list(labels={LABEL: "another"})) == []
+        assert list(functions.platform.list(labels={LABEL: NAME, "polyserve-of": "nobody"})) == []
+
+    def test_functions_are_listed_by_name(self, functions: Functions) -> None:
+        before = f"a-{NAME}"
+        functions.applied(1)
+        functions.platform.apply(functions.spec(1, before))
+        try:
+            wait_ready(functions.provider, before, 1, renew=lambda: None, within=timedelta(seconds=60))
+            # An account may have functions of others.
+            found = [status.name for status in functions.platform.list(labels={}) if status.name in {NAME, before}]
+        finally:
+            functions.platform.delete(before)
+
+        assert found == [before, NAME]
 
     def test_a_revision_without_traffic_can_be_removed_and_one_with_traffic_cannot(self, functions: Functions) -> None:
         functions.applied(2, 3)
@@ -280,104 +327,15 @@ class FunctionsContract:
         assert all(isinstance(each, str) and each for each in functions.platform.permissions(spec))
         assert functions.code(lambda: functions.platform.describe(NAME)) is ErrorCode.NOT_FOUND
 
-    def test_a_deleted_function_can_be_made_anew(self, functions: Functions) -> None:
+    def test_a_deleted_function_can_be_made_anew_and_has_nothing_of_the_old_one(self, functions: Functions) -> None:
         functions.applied(1)
+        functions.platform.route(NAME, {1: 100})
+        with functions.endpoint() as endpoint:
+            endpoint.invoke([[1.0, 2.0]], request_id="of-the-old-one")
+
         functions.platform.delete(NAME)
 
         assert functions.code(lambda: functions.platform.describe(NAME)) is ErrorCode.NOT_FOUND
-        assert [r.number for r in functions.applied(2).revisions] == [2]
-
-
-class InvokerContract:
-    """What callers rely on, whatever the platform: one protocol, one error body, no answer without a credential."""
-
-    @pytest.fixture
-    def functions(self, harness: Harness) -> Iterator[Functions]:
-        """Give a function whose revision 2 has all the traffic."""
-        given = Functions(harness)
-        given.applied(2)
-        given.platform.route(NAME, {2: 100})
-        yield given
-        given.gone()
-
-    def test_the_protocol_is_spoken_as_published(self, functions: Functions) -> None:
-        for path in ("/v2", "/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/ready"):
-            assert functions.send(path).status == 200, path
-        described = json.loads(functions.send(f"/v2/models/{MODEL}").body)
-        assert described["name"] == MODEL
-        assert [(i["name"], i["datatype"], i["shape"]) for i in described["inputs"]] == [("input", "FP64", [-1, 2])]
-
-    def test_an_inference_in_json_answers_in_json(self, functions: Functions) -> None:
-        tensor = {"name": "input", "datatype": "FP64", "shape": [1, 2], "data": [1.5, 2.0]}
-        body = json.dumps({"id": "mine", "inputs": [tensor]}).encode()
-
-        response = functions.send(f"/v2/models/{MODEL}/infer", method="POST", body=body)
-
-        answer = json.loads(response.body)
-        assert response.status == 200
-        assert answer["id"] == "mine"
-        assert answer["outputs"][0]["data"] == [3.0, 4.0]
-
-    def test_plain_rows_are_answered_with_plain_rows(self, functions: Functions) -> None:
-        response = functions.send("/invocations", method="POST", body=b"[[1.5, 2.0]]")
-
-        assert json.loads(response.body) == [[3.0, 4.0]]
-
-    def test_every_answer_says_who_gave_it(self, functions: Functions) -> None:
-        headers = functions.send("/invocations", method="POST", body=b"[[1, 2]]", **{"x-request-id": "abc"}).headers
-
-        assert headers["x-request-id"] == "abc"
-        assert headers["x-polyserve-revision"] == "2"
-        assert headers["x-polyserve-digest"] == functions.spec(2).package_digest
-        assert headers["x-polyserve-cold"] in {"0", "1"}
-        assert "predict" in headers["server-timing"]
-
-    def test_every_error_has_the_one_body(self, functions: Functions) -> None:
-        infer = f"/v2/models/{MODEL}/infer"
-        cases = {
-            ("POST", infer, b"{"): (400, "INVALID_ARGUMENT"),
-            ("POST", infer, b'{"inputs": []}'): (400, "INVALID_ARGUMENT"),
-            ("POST", "/invocations", b'[["a", "b"]]'): (400, "INVALID_ARGUMENT"),
-            ("GET", "/v2/models/another", b""): (404, "NOT_FOUND"),
-            ("GET", "/nowhere", b""): (404, "NOT_FOUND"),
-        }
-        for (method, path, body), (status, code) in cases.items():
-            response = functions.send(path, method=method, body=body, **{"x-request-id": "abc"})
-            answer = json.loads(response.body)
-
-            assert (response.status, answer["code"], answer["request_id"]) == (status, code, "abc"), path
-            assert set(answer) == {"error", "code", "request_id"}
-            assert "Traceback" not in answer["error"]
-
-    def test_a_body_over_the_limit_is_refused_by_both_numbers(self, functions: Functions) -> None:
-        spec = functions.spec(2)
-        functions.platform.delete(NAME)
-        functions.platform.apply(replace(spec, request_bytes=1000))
-        functions.wait(2)
-        functions.platform.route(NAME, {2: 100})
-
-        response = functions.send("/invocations", method="POST", body=b" " * 1001)
-
-        assert response.status == 413
-        assert "1001" in response.body.decode().replace(",", "")
-        assert "1000" in response.body.decode().replace(",", "")
-
-    def test_nobody_is_answered_without_a_credential(self, functions: Functions) -> None:
-        url = functions.provider.invoker.resolve(NAME).url
-
-        assert httpx.post(f"{url}/invocations", content=b"[[1, 2]]", trust_env=False).status_code in {401, 403}
-
-    def test_an_address_does_not_show_its_credential(self, functions: Functions) -> None:
-        address = functions.provider.invoker.resolve(NAME)
-        secrets = [value for value in address.headers.values() if len(value) > 8]
-
-        assert not any(secret in repr(address) for secret in secrets)
-
-    def test_many_callers_at_once_are_all_answered_each_with_his_own_answer(self, functions: Functions) -> None:
-        with functions.endpoint() as endpoint, ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(lambda n: endpoint.invoke([[float(n), 0.0]]), range(200)))
-
-        assert answers == [[[2.0 * n, 0.0]] for n in range(200)]
-
-    def test_a_revision_that_does_not_exist_is_not_found(self, functions: Functions) -> None:
-        assert functions.code(lambda: functions.provider.invoker.resolve(NAME, revision=9)) is ErrorCode.NOT_FOUND
+        status = functions.applied(2)
+        assert ([r.number for r in status.revisions], status.weights) == ([2], {})
+        assert not any("of-the-old-one" in event.message for event in functions.platform.logs(NAME, since=None))

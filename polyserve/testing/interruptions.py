@@ -14,13 +14,15 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from polyserve.driver import Capability
+from polyserve.driver import Capability, FunctionStatus
 from polyserve.errors import InternalError, NotFoundError, PlanRefused
+from polyserve.rollout import describe
 from polyserve.teardown import destroy
 from polyserve.testing.deployments import NAME, World
 from polyserve.testing.faults import Faults
@@ -88,6 +90,25 @@ def converged(world: World, operation: str) -> None:
     assert world.answer() in {factors[number] for number in expected[operation]}
 
 
+def recoverable(world: World, before: FunctionStatus | None) -> None:
+    """See that what was cut short left nothing that no record names, and changed nothing that no record tells."""
+    after = describe(world.target.provider, NAME)
+    try:
+        record = world.deployment().record
+    except NotFoundError:
+        assert after is None
+        with suppress(NotFoundError):
+            assert [meta.key for meta in world.target.bucket.list("")] == []
+        return
+    assert record.lease is None or not record.lease.held()
+    if after is None:
+        return
+    assert {r.number for r in after.revisions} <= {r.number for r in record.revisions}
+    # The record is written first: the platform is as it was, or as the record says.
+    assert after.weights in (before.weights if before else {}, record.weights)
+    assert after.scaling in (before.scaling if before else record.scaling, record.scaling)
+
+
 def refused(harness: Harness, operation: str) -> bool:
     """Return whether the provider does not have the operation, after seeing that it refuses it."""
     splits = Capability.TRAFFIC_SPLIT in harness.provider().info.capabilities
@@ -122,16 +143,18 @@ class FaultContract:
             return
         for at in range(1, 200):
             bucket = harness.fresh_bucket()
-            prepare(World(harness, bucket), operation)
+            world = World(harness, bucket)
+            prepare(world, operation)
+            before = describe(world.target.provider, NAME)
             faults = Faults(at=at, mode=mode, only_writes=True)
-            last = False
+            last = True
             try:
                 act(World(harness, bucket, faults), operation)
-                last = not faults.reached
+                assert not faults.reached, f"{operation} succeeded without {faults.seen[at - 1]}"
             except InternalError:
+                last = False
                 assert faults.reached
-            world = World(harness, bucket)
-            if not last:
+                recoverable(world, before)
                 repeat(world, operation)
             converged(world, operation)
             world.gone()
@@ -152,10 +175,12 @@ class CrashContract:
             return
         for at in range(1, 200):
             bucket = harness.fresh_bucket()
-            prepare(World(harness, bucket), operation)
-            status = self._killed(harness, bucket, operation, at, tmp_path)
             world = World(harness, bucket)
+            prepare(world, operation)
+            before = describe(world.target.provider, NAME)
+            status = self._killed(harness, bucket, operation, at, tmp_path)
             if status != 0:
+                recoverable(world, before)
                 repeat(world, operation)
             converged(world, operation)
             world.gone()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import sys
 import tempfile
 import threading
 import zlib
@@ -77,7 +78,7 @@ class MemoryPlatform:
     """Functions on threads. Implements `polyserve.driver.FunctionPlatform`.
 
     There is one environment for all of this process: the variables of a spec are there while its model loads or answers, and revisions that
-    have any do so one at a time. Memory is not limited.
+    have any do so one at a time. So do all that load, since modules are this process's, too. Memory is not limited.
     """
 
     def __init__(self, provider: MemoryProvider) -> None:
@@ -127,8 +128,11 @@ class MemoryPlatform:
                 request_bytes=spec.request_bytes,
                 sink=lambda lines: self._note(function, spec.revision, lines),
             )
-            with _environment(spec.environment):
-                host.load()
+            with _IMPORTING, _environment(spec.environment):
+                try:
+                    host.load()
+                finally:
+                    _forget_modules(root)
         except Exception as error:
             revision.reason = str(error) or type(error).__name__
             revision.phase = Phase.FAILED
@@ -292,6 +296,16 @@ def _pick(weights: Mapping[int, int], request: Request) -> int:
 
 
 _ENVIRONMENT = threading.Lock()
+_IMPORTING = threading.Lock()
+
+
+def _forget_modules(root: Path) -> None:
+    """Forget the modules that were imported from a package: another revision may bring others of the same names."""
+    for name, module in list(sys.modules.items()):
+        # Not getattr: some modules import what is asked for.
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if file and Path(file).is_relative_to(root):
+            del sys.modules[name]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Model packages for the contract: real ones, of plain Python, that start in a moment and need nothing installed.
 
 The environment variables of the function can make them misbehave there while they were sound when they were packaged, as a real model
-does on a machine that is not quite the same.
+does on a machine that is not quite the same. A negative number makes them slow.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ ANSWERS_WRONG = "CONTRACT_ANSWERS_WRONG"
 """Environment variable that makes the model answer something else than when it was packaged."""
 
 SOURCE = '''
-"""Multiplies rows by {factor}."""
+"""Multiplies rows by {factor}, and takes as many seconds as its most negative number."""
 import os
+import time
 
 if os.environ.get("{breaks}"):
     raise RuntimeError("broken on purpose")
 
 
 def predict(rows):
+    time.sleep(max([0.0, *(-value for row in rows for value in row)]))
     factor = {factor} + bool(os.environ.get("{wrong}"))
     return [[factor * value for value in row] for row in rows]
 '''

@@ -52,5 +52,17 @@ def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert left == []
 
 
+@pytest.fixture(scope="session")
+def cache_of_liars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the directory of `one_cache`."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def one_cache(cache_of_liars: Path, isolation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build packages and bundles once for many tests: they are the same for every provider that lies."""
+    monkeypatch.setenv("POLYSERVE_CACHE", str(cache_of_liars))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     enforce([item for item in items if Path(__file__).parent in item.path.parents], DEVIATIONS)

@@ -1,6 +1,7 @@
 """The contract of functions and invokers over every provider."""
 
-from polyserve.testing.functions import FunctionsContract, InvokerContract
+from polyserve.testing.functions import FunctionsContract
+from polyserve.testing.invokers import InvokerContract
 
 
 class TestFunctions(FunctionsContract):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from _pytest.outcomes import Failed
 
 from polyserve.bucket import Bucket
 from polyserve.driver import Capability, ErrorCode
@@ -21,51 +17,18 @@ from polyserve.testing.errors import ErrorContract
 from polyserve.testing.harness import Harness
 from polyserve.testing.info import InfoContract
 from polyserve.testing.layers import AT_ONCE, Flaky, LayerContract, native
-from polyserve.testing.ledger import contract_tests
 from polyserve.testing.memory import MemoryProvider, MemoryStore
 from polyserve.testing.memory_harness import MemoryHarness
 from polyserve.testing.mutants import MUTANTS
 from polyserve.testing.stores import ObjectStoreContract
+from polyserve.testing.teeth import first_failure
 
 NOTHING: frozenset[Capability] = frozenset()
 
 
-def parametrised(test: Callable[..., object]) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of each parametrisation of a test, as pytest would."""
-    marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
-    choices = []
-    for mark in marks:
-        names = [name.strip() for name in mark.args[0].split(",")] if isinstance(mark.args[0], str) else mark.args[0]
-        choices.append([dict(zip(names, value if len(names) > 1 else (value,), strict=True)) for value in mark.args[1]])
-    for choice in itertools.product(*choices):
-        yield {name: value for part in choice for name, value in part.items()}
-
-
-def first_failure(
-    suite: type, harness: Harness, tmp_path: Path, fixtures: Callable[[str], Mapping[str, Any]]
-) -> str | None:
-    """Run the tests of a suite until one fails, and return its name."""
-    for name, test in contract_tests(suite).items():
-        assert callable(test)
-        for number, given in enumerate(parametrised(test)):
-            bucket = harness.fresh_bucket()
-            # A directory of its own for every test, whose names are too long for one.
-            directory = tmp_path / f"{abs(hash(name))}-{number}"
-            directory.mkdir()
-            there = {"harness": harness, "tmp_path": directory, **fixtures(bucket), **given}
-            wanted = {key: there[key] for key in inspect.signature(test).parameters if key != "self"}
-            try:
-                test(suite(), **wanted)
-            except (Exception, Failed):
-                return name
-            finally:
-                harness.drop_bucket(bucket)
-    return None
-
-
 def stores(harness: Harness, tmp_path: Path) -> str | None:
-    def fixtures(bucket: str) -> Mapping[str, Any]:
-        return {"bucket": Bucket(harness.provider(), bucket)}
+    def fixtures(bucket):
+        return nullcontext({"bucket": Bucket(harness.provider(), bucket)})
 
     try:
         return first_failure(ObjectStoreContract, harness, tmp_path, fixtures)
@@ -128,7 +91,7 @@ def test_the_contract_of_stores_catches_a_store_that_refuses_what_it_declares(ca
 
 
 def plain(suite: type, harness: Harness, tmp_path: Path) -> str | None:
-    return first_failure(suite, harness, tmp_path, lambda bucket: {"info": harness.provider().info})
+    return first_failure(suite, harness, tmp_path, lambda bucket: nullcontext({"info": harness.provider().info}))
 
 
 def honest(provider, error):
@@ -207,11 +170,11 @@ UNSAFE = {
 
 
 def layers(harness: Harness, tmp_path: Path) -> str | None:
-    def fixtures(bucket: str) -> Mapping[str, Any]:
+    def fixtures(bucket):
         flaky = Flaky(harness.provider())
         lost = native(harness, ErrorCode.UNAVAILABLE)
         behind = Bucket(retrying(flaky, AT_ONCE), bucket)
-        return {"flaky": flaky, "lost": lost, "passing": lost, "bucket": behind}
+        return nullcontext({"flaky": flaky, "lost": lost, "passing": lost, "bucket": behind})
 
     return first_failure(LayerContract, harness, tmp_path, fixtures)
 
