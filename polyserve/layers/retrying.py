@@ -30,12 +30,12 @@ from polyserve.driver import (
     ObjectStore,
     Page,
     Provider,
-    ProviderInfo,
     PutAttributes,
     Request,
     Response,
     Scaling,
 )
+from polyserve.layers.forwarding import ForwardingProvider
 from polyserve.layers.patience import PATIENT, Caller, ResumingBody, RetryPolicy
 
 __all__ = ["RetryPolicy", "RetryingProvider", "retrying"]
@@ -214,7 +214,7 @@ class _RetryingInvoker:
         return self._caller.call(lambda: self._invoker.resolve(name, revision=revision))
 
 
-class RetryingProvider:
+class RetryingProvider(ForwardingProvider):
     """A provider whose drivers try again. Implements `polyserve.driver.Provider`.
 
     Args:
@@ -223,15 +223,10 @@ class RetryingProvider:
     """
 
     def __init__(self, provider: Provider, policy: RetryPolicy) -> None:
-        self._provider = provider
+        super().__init__(provider)
         self._caller = Caller(provider, policy)
         self._functions: FunctionPlatform | None = None
         self._invoker: Invoker | None = None
-
-    @property
-    def info(self) -> ProviderInfo:
-        """Return what the provider can do."""
-        return self._provider.info
 
     def store(self, bucket: str) -> ObjectStore:
         """Return one bucket."""
@@ -258,19 +253,3 @@ class RetryingProvider:
         if self._invoker is None:
             self._invoker = _RetryingInvoker(self._provider.invoker, self._caller)
         return self._invoker
-
-    def classify(self, error: Exception) -> ErrorCode:
-        """Sort an error that one of the drivers raised."""
-        return self._provider.classify(error)
-
-    def retry_after(self, error: Exception) -> timedelta | None:
-        """Return how long the service asked to wait before a retry."""
-        return self._provider.retry_after(error)
-
-    def unwrap(self, wanted: type[T]) -> T | None:
-        """Return the native client of that type, or `None`."""
-        return self._provider.unwrap(wanted)
-
-    def close(self) -> None:
-        """Give back connections."""
-        self._provider.close()

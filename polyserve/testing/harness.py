@@ -18,13 +18,11 @@ from polyserve import registry
 from polyserve.bucket import Bucket
 from polyserve.driver import (
     ErrorCode,
-    FunctionPlatform,
     FunctionSpec,
-    Invoker,
     ObjectStore,
     Provider,
-    ProviderInfo,
 )
+from polyserve.layers.forwarding import ForwardingProvider
 from polyserve.layers.prefixed import prefixed
 from polyserve.layers.retrying import retrying
 
@@ -233,42 +231,12 @@ class Layered:
         """Do nothing: whoever opened the harness below closes it."""
 
 
-class _Layers:
+class _Layers(ForwardingProvider):
     """A provider with prefixed stores."""
 
     def __init__(self, provider: Provider, prefix: str) -> None:
-        self._provider = provider
+        super().__init__(provider)
         self._prefix = prefix
-
-    @property
-    def info(self) -> ProviderInfo:
-        return self._provider.info
 
     def store(self, bucket: str) -> ObjectStore:
         return prefixed(self._provider.store(bucket), self._prefix)
-
-    def ensure_bucket(self, bucket: str) -> None:
-        self._provider.ensure_bucket(bucket)
-
-    def remove_bucket(self, bucket: str) -> None:
-        self._provider.remove_bucket(bucket)
-
-    @property
-    def functions(self) -> FunctionPlatform:
-        return self._provider.functions
-
-    @property
-    def invoker(self) -> Invoker:
-        return self._provider.invoker
-
-    def classify(self, error: Exception) -> ErrorCode:
-        return self._provider.classify(error)
-
-    def retry_after(self, error: Exception) -> timedelta | None:
-        return self._provider.retry_after(error)
-
-    def unwrap(self, wanted: type[T]) -> T | None:
-        return self._provider.unwrap(wanted)
-
-    def close(self) -> None:
-        self._provider.close()

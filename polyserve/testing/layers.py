@@ -17,16 +17,14 @@ from polyserve.bucket import Bucket
 from polyserve.driver import (
     Capability,
     ErrorCode,
-    FunctionPlatform,
-    Invoker,
     ObjectMeta,
     ObjectStore,
     Page,
     Provider,
-    ProviderInfo,
     PutAttributes,
 )
 from polyserve.errors import FailedPreconditionError, NotFoundError, PolyserveError
+from polyserve.layers.forwarding import ForwardingProvider
 from polyserve.layers.retrying import RetryPolicy, retrying
 from polyserve.testing.harness import Harness
 
@@ -237,7 +235,7 @@ def native(harness: Harness, code: ErrorCode) -> Exception:
     return next(case.error for case in harness.error_cases() if case.code is code and case.retry_after is None)
 
 
-class Flaky:
+class Flaky(ForwardingProvider):
     """A provider whose stores fail on order.
 
     Attributes:
@@ -247,7 +245,7 @@ class Flaky:
     """
 
     def __init__(self, provider: Provider) -> None:
-        self._provider = provider
+        super().__init__(provider)
         self._orders: list[tuple[Literal["before", "after"], Exception, Callable[[], object]]] = []
         self._break: tuple[Exception, int] | None = None
         self.calls = 0
@@ -288,44 +286,9 @@ class Flaky:
         self.bodies.append(body)
         return body
 
-    @property
-    def info(self) -> ProviderInfo:
-        """Return the provider's."""
-        return self._provider.info
-
     def store(self, bucket: str) -> ObjectStore:
         """Return a store that fails on order."""
         return _FlakyStore(self, self._provider.store(bucket))
-
-    def ensure_bucket(self, bucket: str) -> None:
-        """Make the bucket exist."""
-        self._provider.ensure_bucket(bucket)
-
-    def remove_bucket(self, bucket: str) -> None:
-        """Delete the bucket."""
-        self._provider.remove_bucket(bucket)
-
-    @property
-    def functions(self) -> FunctionPlatform:
-        """Return the provider's."""
-        return self._provider.functions
-
-    @property
-    def invoker(self) -> Invoker:
-        """Return the provider's."""
-        return self._provider.invoker
-
-    def classify(self, error: Exception) -> ErrorCode:
-        """Ask the provider."""
-        return self._provider.classify(error)
-
-    def retry_after(self, error: Exception) -> timedelta | None:
-        """Ask the provider."""
-        return self._provider.retry_after(error)
-
-    def unwrap(self, wanted: type[T]) -> T | None:
-        """Ask the provider."""
-        return self._provider.unwrap(wanted)
 
     def close(self) -> None:
         """Leave the provider open: the harness closes it."""
