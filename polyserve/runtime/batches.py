@@ -75,6 +75,7 @@ class Batches:
         limits: Of the queue, and of one batch.
         timeout: Seconds from a request's arrival to its answer, and for one predict.
         on_stuck: Called from the watchdog's thread once the callers of a predict that does not return have their answers.
+        leave: Called before they get them: stops accepting, and parts with the connections that nothing is under way on.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Batches:
         limits: Limits,
         timeout: float,
         on_stuck: Callable[[], None],
+        leave: Callable[[], None],
     ) -> None:
         self._host = host
         self._refusals = refusals
@@ -95,6 +97,7 @@ class Batches:
         self._limits = limits
         self._timeout = timeout
         self._on_stuck = on_stuck
+        self._leave = leave
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[Exchange] = deque()
         self._waiting_bytes = 0
@@ -286,6 +289,9 @@ class Batches:
                 else:
                     overdue.append(exchange)
         for exchange in overdue:
+            if exchange in running and exchange.connection.pending:
+                # The process may be about to end: who sends another request here could lose it.
+                exchange.connection.pending[-1].keep_alive = False
             self._expire(exchange)
             exchange.connection.flush()
         return soonest
@@ -328,6 +334,12 @@ class Batches:
 
     def _give_up(self, batch: _Batch) -> None:
         """Answer everybody, because this process is about to end: the callers of the stuck predict, and those who only waited for it."""
+        # First, so that nobody else comes to us.
+        self._leave()
+        for exchange in (*batch.exchanges, *self._waiting):
+            if exchange.connection.pending:
+                # Said with the answer: who sends another request here would lose it.
+                exchange.connection.pending[-1].keep_alive = False
         for exchange in batch.exchanges:
             if exchange.answer is None:
                 self._expire(exchange)

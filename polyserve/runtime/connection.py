@@ -11,6 +11,7 @@ import asyncio
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from polyserve.runtime import http1
@@ -372,6 +373,21 @@ class Connection:
             return
         self._read(True)
         self._owner.leaving()
+
+    def leave(self, hand_over: Callable[[socket.socket], bool]) -> bool:
+        """Let another process go on with the connection, if nothing of it is under way here; the caller notices nothing.
+
+        Args:
+            hand_over: Takes a copy of the socket; returns whether it did. What the caller has sent meanwhile is read there.
+        """
+        under_way = (
+            self.pending or self._out or self._continue or self.lingering or self._reader.stage is not Stage.IDLE
+        )
+        if self.closed or not self._input_open or under_way or not hand_over(self._sock):
+            return False
+        # Only this copy: never shut down.
+        self.close()
+        return True
 
     def retire(self, *, grace: float) -> None:
         """Close once nothing is under way: after the current answer, or when idle for `grace` seconds."""

@@ -51,6 +51,8 @@ class Server:
             ends the process with `EXIT_STUCK`, because a thread cannot be stopped.
         pulse: 32 writable bytes that are kept up to date for other processes, laid out as `watchdog.PULSE`.
         limits: What callers are allowed.
+        hand_over: Takes a copy of an idle connection's socket that this server parts with, for another process to `take`; returns whether
+            it did. Else, and without it, such connections are closed politely. May be called from the watchdog's thread.
         sink: Takes the log's lines about requests that never reach the host; standard output unless given.
 
     Raises:
@@ -67,6 +69,7 @@ class Server:
         on_stuck: Callable[[], None] = exit_stuck,
         pulse: memoryview | None = None,
         limits: Limits | None = None,
+        hand_over: Callable[[socket.socket], bool] | None = None,
         sink: logs.Sink | None = None,
     ) -> None:
         if not timeout > 0:
@@ -77,6 +80,7 @@ class Server:
         self._request_bytes = request_bytes
         self._limits = limits or Limits()
         self._pulse = Pulse(pulse)
+        self._hand_over = hand_over
         self._connections: dict[int, Connection] = {}
         self._batches = Batches(
             host,
@@ -86,6 +90,7 @@ class Server:
             limits=self._limits,
             timeout=timeout,
             on_stuck=on_stuck,
+            leave=self._leave,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._acceptor: Acceptor | None = None
@@ -130,10 +135,10 @@ class Server:
         self._start().add(sock)
 
     def remove_listener(self, sock: socket.socket) -> int:
-        """Stop accepting on a socket and close this copy of it, and its connections after their current answers.
+        """Stop accepting on a socket and close this copy of it; part with its connections, after their current answers.
 
         Returns:
-            How many connections are closing.
+            How many connections are leaving.
 
         Raises:
             KeyError: The socket was not added, or was removed before.
@@ -143,22 +148,47 @@ class Server:
         for connection in leaving:
             # The descriptor's number may be given to the next listener.
             connection.listener = -1
-            connection.retire(grace=self._limits.grace_seconds)
+            self._part(connection)
         return len(leaving)
 
+    def take(self, sock: socket.socket, listener: socket.socket | None = None) -> None:
+        """Go on with a connection that another process parts with; it is ours from now on.
+
+        Args:
+            sock: Connected, and nothing of a request has been read from it.
+            listener: The listener of this server that it belongs to.
+        """
+        self._start()
+        sock.setblocking(False)
+        self._accepted(sock, -1 if listener is None else listener.fileno())
+
+    def _part(self, connection: Connection) -> None:
+        if self._hand_over is None or not connection.leave(self._hand_over):
+            connection.retire(grace=self._limits.grace_seconds)
+
+    def _leave(self) -> None:
+        """Stop accepting, and part with whatever nothing is under way on: this process is about to end, and another takes it."""
+        if self._hand_over is None:
+            return
+        if self._acceptor is not None:
+            for sock in self._acceptor.listeners:
+                self._acceptor.remove(sock)
+        for connection in list(self._connections.values()):
+            connection.leave(self._hand_over)
+
     def rebalance(self, fraction: float) -> int:
-        """Close a share of the keep-alive connections politely, so that their callers spread over the processes on the same socket.
+        """Part with a share of the keep-alive connections, so that their callers spread over the processes on the same socket.
 
         Args:
             fraction: Which share, from 0.0 to 1.0.
 
         Returns:
-            How many connections are closing.
+            How many connections are leaving.
         """
         staying = [connection for connection in self._connections.values() if not connection.retiring]
         leaving = staying[: math.ceil(len(staying) * min(max(fraction, 0.0), 1.0))]
         for connection in leaving:
-            connection.retire(grace=self._limits.grace_seconds)
+            self._part(connection)
         return len(leaving)
 
     async def drain(self, limit: float = 30.0) -> None:

@@ -290,15 +290,49 @@ def test_a_predict_that_blocks_the_loop_is_answered_by_the_watchdog(start, host)
     sock.sendall(post(b"hold"))
     assert host.held.wait(PATIENCE)
     late = running.connect(get("/v2"))
-    status, _, body = answer(sock)
+    status, headers, body = answer(sock)
 
     assert status == 504
     assert json.loads(body)["code"] == "DEADLINE_EXCEEDED"
+    # What is sent next on this connection would be lost with the process.
+    assert headers["connection"] == "close"
     assert running.stuck.wait(PATIENCE)
     host.release.set()
     assert answer(late)[2] == b"/v2"
-    sock.sendall(post(b"alive"))
-    assert answer(sock)[2] == b"alive"
+    assert answer(running.connect(post(b"alive")))[2] == b"alive"
+
+
+def test_idle_connections_and_those_that_wait_to_be_accepted_are_left_to_another_process_before_a_stuck_one_ends(
+    start, host
+):
+    taken: list[int] = []
+    running = start(timeout=0.5, hand_over=lambda sock: taken.append(sock.getpeername()[1]) is None)
+    idle, sock = running.connect(), running.connect()
+    for each in (idle, sock):
+        each.sendall(post(b"quick"))
+        answer(each)
+    sock.sendall(post(b"hold"))
+    assert host.held.wait(PATIENCE)
+    # It is read by whoever goes on with the connection.
+    idle.sendall(post(b"not lost"))
+
+    assert answer(sock)[0] == 504
+    assert running.stuck.wait(PATIENCE)
+    assert taken == [idle.getsockname()[1]]
+
+
+def test_a_server_goes_on_with_a_connection_that_another_one_parts_with(start, host):
+    to = start()
+    fro = start(hand_over=lambda sock: to.on_loop(lambda: to.server.take(sock.dup())) is None)
+    sock = fro.connect()
+    for body in (b"one", b"two"):
+        sock.sendall(post(body))
+        assert answer(sock)[2] == body
+    fro.on_loop(lambda: fro.server.rebalance(1.0))
+    sock.sendall(post(b"three"))
+
+    assert answer(sock)[2] == b"three"
+    assert (fro.server.connections, to.server.connections) == (0, 1)
 
 
 def test_a_stuck_process_tells_those_who_only_waited_to_try_again(start, host):

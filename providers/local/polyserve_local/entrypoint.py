@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ class Instance:
         self._draining = False
         self._alone_since = time.monotonic()
         self._doors = selectors.DefaultSelector()
+        self._given: deque[int] = deque()
+        self._public = listeners["public"].getsockname() if "public" in listeners else None
 
     # --- the control conversation: a thread of its own, so that it goes on while a model loads or computes ----------
 
@@ -98,13 +101,14 @@ class Instance:
                 self._lost_gateway()
             return
         heard += data
-        given = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        # Those of one message may arrive with the line before theirs, and never out of order.
+        self._given += descriptors
         while b"\n" in heard:
             line, _, rest = bytes(heard).partition(b"\n")
             heard[:] = rest
-            self._obey(door, json.loads(line), given)
+            self._obey(door, json.loads(line))
 
-    def _obey(self, door: socket.socket, order: dict[str, Any], given: list[socket.socket]) -> None:
+    def _obey(self, door: socket.socket, order: dict[str, Any]) -> None:
         verb = order["op"]
         if verb == "adopt":
             self._adopted(door, order)
@@ -113,9 +117,12 @@ class Instance:
         if door is not self._gateway:
             self._say(door, {"id": order.get("id"), "error": "adopt first"})
             return
+        if verb == "take":
+            if self._given:
+                connection = socket.socket(fileno=self._given.popleft())
+                self._in_loop(lambda: self._take(connection), lambda: None)
+            return
         if verb == "accept":
-            for listener in given:
-                self._listeners[order["listener"]] = listener
             self._wanted.add(order["listener"])
         elif verb == "refuse":
             self._wanted.discard(order["listener"])
@@ -156,17 +163,38 @@ class Instance:
             self._wanted.add("public")
             self._in_loop(lambda: self._follow(None), lambda: None)
 
-    def _say(self, door: socket.socket | None, words: dict[str, Any], descriptors: list[int] | None = None) -> None:
+    def _say(self, door: socket.socket | None, words: dict[str, Any], descriptors: list[int] | None = None) -> bool:
         if door is None:
-            return
+            return False
         line = json.dumps(words).encode() + b"\n"
         with self._sending, contextlib.suppress(OSError):
             if descriptors:
                 socket.send_fds(door, [line], descriptors)
             else:
                 door.sendall(line)
+            return True
+        return False
 
-    def _in_loop(self, act: Callable[[], None], then: Callable[[], None]) -> None:
+    # --- connections that go from instance to instance: callers keep theirs, and lose nothing that they sent meanwhile ---------
+
+    def hand_over(self, connection: socket.socket) -> bool:
+        """Give a public connection to the gateway, which knows who is to answer it now; false where there is none."""
+        try:
+            if connection.getsockname() != self._public:
+                return False
+        except OSError:
+            return False
+        return self._say(self._gateway, {"event": "moved"}, [connection.fileno()])
+
+    def _take(self, connection: socket.socket) -> None:
+        """Go on with a connection that another instance had."""
+        if self._server is None or self._draining:
+            self.hand_over(connection)
+            connection.close()
+        else:
+            self._server.take(connection, self._accepting.get("public"))
+
+    def _in_loop(self, act: Callable[[], None], then: Callable[[], object]) -> None:
         """Act in the event loop, then reply; before there is one, what is wanted is only remembered."""
         loop = self._loop
 
@@ -320,6 +348,7 @@ def main() -> None:
                     timeout=config["timeout_s"],
                     request_bytes=config["request_bytes"],
                     pulse=memoryview(pulse)[:32],
+                    hand_over=instance.hand_over,
                 )
             )
         )

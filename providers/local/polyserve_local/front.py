@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 64 * 1024
 HEAD_S = 10.0
-# A connection is kept 75 s without a request, or one slice once traffic is not split any more.
-IDLE_SLICES = 75
-IDLE_SLICE_S = 1.0
+IDLE_S = 75.0
+"""How long a connection is kept without a request: as long as an instance keeps it."""
 CHUNK = 256 * 1024
 REPEATABLE_BYTES = 1 << 20
 MOST_ACCEPTED = 64
@@ -91,11 +90,11 @@ class Front:
 
     def accept(self, door: socket.socket) -> None:
         """Accept what waits, and pass each of its requests to a revision."""
-        self._take(door, None)
+        self._accept(door, None)
 
     def refuse(self, door: socket.socket, revision: Revision) -> None:
         """Accept what waits, and say why the revision cannot start."""
-        self._take(door, revision)
+        self._accept(door, revision)
 
     def close(self) -> None:
         """End all conversations."""
@@ -103,15 +102,19 @@ class Front:
             writer.close()
         self._idle.clear()
 
-    def _take(self, door: socket.socket, failed: Revision | None) -> None:
+    def _accept(self, door: socket.socket, failed: Revision | None) -> None:
         for _ in range(MOST_ACCEPTED):
             try:
                 caller, _ = door.accept()
             except OSError:
                 return
-            caller.setblocking(False)
-            caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._function.run(self._converse(caller, failed))
+            self.take(caller, failed)
+
+    def take(self, caller: socket.socket, failed: Revision | None = None) -> None:
+        """Hold the conversation on a connection that was accepted."""
+        caller.setblocking(False)
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._function.run(self._converse(caller, failed))
 
     async def _converse(self, caller: socket.socket, failed: Revision | None) -> None:
         reader, writer = await asyncio.open_connection(sock=caller, limit=CHUNK)
@@ -133,14 +136,10 @@ class Front:
             await _close(writer)
 
     async def _next(self, reader: asyncio.StreamReader) -> _Head | None:
-        """Read the next request's head; `None` where the caller has gone, or idles and could be served better elsewhere."""
-        for _ in range(IDLE_SLICES):
-            with contextlib.suppress(TimeoutError):
-                # What was read before the time was over stays in the reader.
-                async with asyncio.timeout(IDLE_SLICE_S):
-                    return await _read_head(reader)
-            if self._function.target() is not None:
-                break
+        """Read the next request's head; `None` where the caller has gone, or idles."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IDLE_S):
+                return await _read_head(reader)
         return None
 
     async def _answer(

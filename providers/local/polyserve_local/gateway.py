@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -40,6 +41,7 @@ from polyserve_local.supervisor import Function
 TICK_S = 0.05
 """How often pulses are read while anything runs: a page of shared memory each, some microseconds."""
 IDLE_TICK_S = 60.0
+MOST_FILES = 16_384
 FIRST_LINGER_S = 10.0
 """How long a gateway that was just started waits for its first function."""
 
@@ -341,9 +343,19 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+def raise_limit() -> None:
+    """Let this process, and the instances that inherit it, hold as many connections as the system allows, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(places: Places, *, linger_s: float, answering: Any) -> None:
     """Be the gateway of a home, or return at once where there is one."""
     os.umask(0o077)
+    raise_limit()
     lock = take_lock(places)
     if lock is None:
         answering()

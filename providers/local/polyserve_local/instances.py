@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from polyserve_local.pulse import Pulse, read_pulse
 
 ORDER_TIMEOUT_S = 5.0
 ADOPT_TIMEOUT_S = 2.0
+CROWD_S = 0.1
+"""How long it may take until an instance's pulse tells of the connections that it was given."""
 # What of the gateway's own environment an instance sees: where programs and temporary files are, and the language. Nothing else, so that
 # it does not depend on who happened to start the gateway.
 PASSED_ON = (
@@ -92,6 +95,7 @@ class InstanceProcess:
         ready: Whether its model is loaded.
         draining: Whether it was told to end.
         accepting: The listeners that it was last told to accept on.
+        telling: Held while it is told to accept elsewhere.
         born: `time.monotonic()` when this gateway started it or took it over.
         ready_at: The same for when it became ready; 0.0 before.
         failure: Why it ended or was ended, once known.
@@ -106,6 +110,7 @@ class InstanceProcess:
         self.ready_at = 0.0
         self.failure: str | None = None
         self.clean_failure = False
+        self.telling = asyncio.Lock()
         self.ended = asyncio.Event()
         self.popen: subprocess.Popen[bytes] | None = None
         self._places = places
@@ -116,6 +121,10 @@ class InstanceProcess:
         self._page: mmap.mmap | None = None
         self._on_ready: Callable[[InstanceProcess], None] = lambda _: None
         self._on_end: Callable[[InstanceProcess], None] = lambda _: None
+        self._on_moved: Callable[[InstanceProcess, socket.socket], None] = lambda _, connection: connection.close()
+        self._given: deque[int] = deque()
+        self._crowd = 0
+        self._crowd_at = 0.0
 
     @property
     def pid(self) -> int:
@@ -127,9 +136,15 @@ class InstanceProcess:
         """Return whether it answers requests and will go on to."""
         return self.ready and not self.draining
 
-    def watch(self, *, on_ready: Callable[[InstanceProcess], None], on_end: Callable[[InstanceProcess], None]) -> None:
-        """Begin to hear from it."""
-        self._on_ready, self._on_end = on_ready, on_end
+    def watch(
+        self,
+        *,
+        on_ready: Callable[[InstanceProcess], None],
+        on_end: Callable[[InstanceProcess], None],
+        on_moved: Callable[[InstanceProcess, socket.socket], None],
+    ) -> None:
+        """Begin to hear from it: that it is ready, that it has ended, and that it parts with a connection."""
+        self._on_ready, self._on_end, self._on_moved = on_ready, on_end, on_moved
         self._channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
 
@@ -155,6 +170,24 @@ class InstanceProcess:
             return False
         finally:
             self._waiting.pop(number, None)
+
+    def crowd(self) -> int:
+        """Return how many connections it has, those that it was given just now included."""
+        now = time.monotonic()
+        if now - self._crowd_at > CROWD_S:
+            pulse = self.pulse()
+            self._crowd, self._crowd_at = 0 if pulse is None else pulse.connections, now
+        return self._crowd
+
+    def give(self, connection: socket.socket) -> bool:
+        """Let it go on with a connection that another instance had; false where it cannot."""
+        try:
+            socket.send_fds(self._channel, [b'{"op": "take"}\n'], [connection.fileno()])
+        except OSError:
+            return False
+        connection.close()
+        self._crowd += 1
+        return True
 
     def kill(self, reason: str) -> None:
         """End it at once; `reason` goes to its log."""
@@ -203,11 +236,12 @@ class InstanceProcess:
 
     def _hear(self) -> None:
         try:
-            data = self._channel.recv(65536)
+            data, descriptors, _, _ = socket.recv_fds(self._channel, 65536, MOST_LISTENERS)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, descriptors = b"", []
+        self._given += descriptors
         if not data:
             self.finish()
             self._on_end(self)
@@ -223,6 +257,8 @@ class InstanceProcess:
             elif words.get("event") == "ready":
                 self.ready, self.ready_at = True, time.monotonic()
                 self._on_ready(self)
+            elif words.get("event") == "moved" and self._given:
+                self._on_moved(self, socket.socket(fileno=self._given.popleft()))
             elif words.get("event") == "failed":
                 self.failure, self.clean_failure = words["reason"], True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import sys
 import threading
@@ -16,7 +17,7 @@ from polyserve_local import environment
 from polyserve_local.instances import InstanceProcess, Launch, launch
 from polyserve_local.places import tail
 from polyserve_local.processes import resident_bytes
-from polyserve_local.scaling import Sample, Scaler
+from polyserve_local.scaling import SATURATED_S, Sample, Scaler
 from polyserve_local.state import RevisionState
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Revision:
         """Count a started or adopted instance in."""
         self.instances.append(instance)
         self.function.woken.set()
-        instance.watch(on_ready=self._on_ready, on_end=self.ended)
+        instance.watch(on_ready=self._on_ready, on_end=self.ended, on_moved=self.function.rehome)
 
     def _on_ready(self, instance: InstanceProcess) -> None:
         self.failures, self.given_up = 0, 0
@@ -227,8 +228,22 @@ class Revision:
         least, most = self.bounds()
         if samples and not starting:
             self.wanted = self.scaler.wanted(now, samples, least=least, most=most)
+            if len(samples) == self.wanted < most and self._nobody_accepts(now):
+                self.wanted += 1
         elif not self.running and self.state.phase is Phase.READY and not self.wanted and least:
             self.wanted = least
+
+    def _nobody_accepts(self, now: float) -> bool:
+        """Return whether a connection waits that no instance accepts, since all have been within one predict for long."""
+        for instance in self.serving:
+            pulse = instance.pulse()
+            if pulse is None or not pulse.busy_since or now - pulse.busy_since < SATURATED_S:
+                return False
+        doors = [self.listener, self.function.listener] if self.function.target() is self else [self.listener]
+        poll = select.poll()
+        for door in doors:
+            poll.register(door, select.POLLIN)
+        return bool(poll.poll(0))
 
     def bounds(self) -> tuple[int, int]:
         """Return the least and most instances that it is to have."""

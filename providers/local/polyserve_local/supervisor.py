@@ -241,9 +241,20 @@ class Function:
                 revision.drain(instance)
             if accepting:
                 for instance in revision.running:
-                    if instance.accepting != set(self.accepts(revision)):
+                    if instance.accepting != set(self.accepts(revision)) and not instance.telling.locked():
                         self.run(self._tell(instance, revision))
         self._watch(now)
+
+    def rehome(self, source: InstanceProcess, connection: socket.socket) -> None:
+        """Find somebody who goes on with a public connection that an instance parts with."""
+        if self.state.deleting:
+            connection.close()
+            return
+        target = self.target()
+        others = [] if target is None else [each for each in target.serving if each is not source]
+        if not others or not min(others, key=InstanceProcess.crowd).give(connection):
+            # While traffic is split, and while nothing runs: an instance is started once the caller sends something.
+            self.front.take(connection)
 
     @staticmethod
     def _surplus(revision: Revision, wanted: int) -> list[InstanceProcess]:
@@ -254,13 +265,16 @@ class Function:
 
     async def _tell(self, instance: InstanceProcess, revision: Revision) -> None:
         """Make an instance accept on what its revision accepts on; it may have been told otherwise before."""
-        wanted = set(self.accepts(revision))
-        told, instance.accepting = instance.accepting, wanted
-        await instance.order("share", share=self.state.weights.get(revision.number, 0))
-        for name in sorted(wanted - told):
-            await instance.order("accept", listener=name)
-        for name in sorted(told - wanted):
-            await instance.order("refuse", listener=name)
+        # One after the other, so that whoever comes back from here knows that it is done, whoever began.
+        async with instance.telling:
+            wanted = set(self.accepts(revision))
+            told = instance.accepting
+            await instance.order("share", share=self.state.weights.get(revision.number, 0))
+            for name in sorted(wanted - told):
+                await instance.order("accept", listener=name)
+            for name in sorted(told - wanted):
+                await instance.order("refuse", listener=name)
+            instance.accepting = wanted
 
     def _watch(self, now: float) -> None:
         """Watch those listeners that no instance accepts on, or will soon."""
