@@ -5,10 +5,14 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 
 from polyserve.driver import LogEvent
+
+KEPT = 50
+"""Most logs of ended instances that are kept for a function."""
 
 
 def merged(directory: Path, since: datetime | None) -> Iterator[LogEvent]:
@@ -23,6 +27,24 @@ def merged(directory: Path, since: datetime | None) -> Iterator[LogEvent]:
         if at >= earliest:
             moment = datetime.fromtimestamp(at, UTC)
             yield LogEvent(at=moment, message=line, revision=revision, instance=instance)
+
+
+def prune(directory: Path, running: AbstractSet[str], log_bytes: int) -> None:
+    """Remove the oldest logs of ended instances: more than `KEPT` of them, or more than five full logs together.
+
+    Args:
+        directory: Logs of one function.
+        running: Logs that are still written.
+        log_bytes: Size of one full log.
+    """
+    ended = [path for path in directory.glob("*.log") if str(path) not in running]
+    size = 0
+    for count, path in enumerate(sorted(ended, key=_newest, reverse=True)):
+        parts = (path, path.with_name(f"{path.name}.1"))
+        size += sum(part.stat().st_size for part in parts if part.exists())
+        if count and (count >= KEPT or size > 5 * log_bytes):
+            for part in parts:
+                part.unlink(missing_ok=True)
 
 
 def _newest(path: Path) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from polyserve.driver import Phase, RevisionStatus
 from polyserve_local import environment
 from polyserve_local.instances import InstanceProcess, Launch, launch
+from polyserve_local.lines import prune
 from polyserve_local.places import tail
 from polyserve_local.processes import resident_bytes
 from polyserve_local.scaling import SATURATED_S, Sample, Scaler
@@ -182,6 +183,8 @@ class Revision:
         self.instances.remove(instance)
         if not instance.draining:
             self._crashed(instance)
+        running = {each.record.log for other in self.function.revisions.values() for each in other.instances}
+        prune(self.function.places.logs / self.function.state.name, running, self.function.state.options["log_bytes"])
         self.function.settle()
 
     def _crashed(self, instance: InstanceProcess) -> None:
@@ -206,12 +209,7 @@ class Revision:
         """Keep the limits of the instances, and judge how many there should be."""
         spec = self.state.spec
         samples = []
-        look = now - self._looked_at >= LOOK_S
-        if look:
-            self._looked_at = now
-            for instance in [each for each in self.instances if each.lost()]:
-                instance.finish()
-                self.ended(instance)
+        look = self._look(now)
         for instance in list(self.instances):
             pulse = instance.pulse()
             overdue = spec.timeout.total_seconds() + GRACE_S
@@ -232,6 +230,16 @@ class Revision:
                 self.wanted += 1
         elif not self.running and self.state.phase is Phase.READY and not self.wanted and least:
             self.wanted = least
+
+    def _look(self, now: float) -> bool:
+        """Count out, once in a while, what has ended unheard; returns whether it is that time."""
+        if now - self._looked_at < LOOK_S:
+            return False
+        self._looked_at = now
+        for instance in [each for each in self.instances if each.lost()]:
+            instance.finish()
+            self.ended(instance)
+        return True
 
     def _nobody_accepts(self, now: float) -> bool:
         """Return whether a connection waits that no instance accepts, since all have been within one predict for long."""
