@@ -149,7 +149,8 @@ class Connection:
         self._readiness.watch(self.fileno, on_readable, self.on_writable if self._out else None)
 
     def _on_readable(self) -> None:
-        room = self._reader.room()
+        reader = self._reader
+        room = reader.room() if reader.head is not None else None
         try:
             if room is None:
                 data = self._sock.recv(RECEIVE_BYTES)
@@ -173,11 +174,11 @@ class Connection:
             return
         now = time.perf_counter()
         if room is not None:
-            self._reader.filled(count)
+            reader.filled(count)
         else:
-            if self._reader.stage is Stage.IDLE:
+            if reader.idle:
                 self._since = now
-            self._reader.feed(data)
+            reader.feed(data)
         self._pull(now)
 
     def _on_end(self) -> None:
@@ -219,7 +220,7 @@ class Connection:
             if not found[0].keep_alive:
                 self._input_open = False
             self._owner.arrived(self, found[0], found[1], now)
-            if reader.stage is Stage.IDLE:
+            if reader.idle:
                 break
         self.flush()
 
@@ -278,6 +279,12 @@ class Connection:
 
     def _send_answers(self) -> bool:
         pending = self.pending
+        if len(pending) == 1 and (answer := pending[0].answer) is not None and len(answer) == 1:
+            # By far the most common case.
+            exchange = pending.popleft()
+            self._since = time.perf_counter()
+            self._send(answer[0])
+            return not exchange.keep_alive
         parts: list[bytes] = []
         last = False
         while pending and (answer := pending[0].answer) is not None:

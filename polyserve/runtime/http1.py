@@ -181,6 +181,9 @@ class RequestReader:
     Args:
         request_bytes: The largest body that is accepted.
         head_bytes: The largest head that is accepted, request line included.
+
+    Attributes:
+        head: The head of the request whose body is being read.
     """
 
     __slots__ = (
@@ -189,12 +192,12 @@ class RequestReader:
         "_buffer",
         "_chunk",
         "_filled",
-        "_head",
         "_head_bytes",
         "_last_block",
         "_last_head",
         "_request_bytes",
         "_trailer_bytes",
+        "head",
     )
 
     def __init__(self, *, request_bytes: int, head_bytes: int = HEAD_BYTES) -> None:
@@ -203,7 +206,7 @@ class RequestReader:
         # What was fed, and how much of it has been read: cutting the front off every time would be quadratic in small chunks.
         self._buffer = b""
         self._at = 0
-        self._head: Head | None = None
+        self.head: Head | None = None
         self._last_block = b""
         self._last_head: Head | None = None
         # A large or chunked body as far as it has arrived.
@@ -216,14 +219,14 @@ class RequestReader:
     @property
     def stage(self) -> Stage:
         """How far the current request is."""
-        if self._head is not None:
+        if self.head is not None:
             return Stage.BODY
         return Stage.HEAD if self._at < len(self._buffer) else Stage.IDLE
 
     @property
-    def head(self) -> Head | None:
-        """The head of the request whose body is being read."""
-        return self._head
+    def idle(self) -> bool:
+        """Whether nothing of the next request has arrived."""
+        return self.head is None and self._at >= len(self._buffer)
 
     @property
     def received(self) -> int:
@@ -237,7 +240,7 @@ class RequestReader:
 
     def room(self) -> memoryview | None:
         """Return where the socket may write next, while a large body of known length is on its way; else None and `feed` is the way."""
-        head, body = self._head, self._body
+        head, body = self.head, self._body
         if head is None or body is None or head.length < 0:
             return None
         if self._filled == len(body):
@@ -255,14 +258,14 @@ class RequestReader:
         Raises:
             RequestError: The bytes are not an acceptable request; its `status` says what to answer before closing.
         """
-        head = self._head
+        head = self.head
         if head is None:
             head = self._read_head()
             if head is None:
                 return None
             if head.length > self._request_bytes:
                 raise too_large(self._request_bytes, head.length)
-            self._head = head
+            self.head = head
             if head.length < 0:
                 self._body = bytearray()
                 self._chunk = _SIZE
@@ -281,13 +284,17 @@ class RequestReader:
             if body is None:
                 return None
             self._body = None
-        self._head = None
+        self.head = None
         return head, body
 
     def _read_head(self) -> Head | None:
         buffer = self._buffer
         if self._at == len(buffer):
             return None
+        # A caller that repeats itself, as keep-alive clients do, is recognized without looking for the end.
+        if self._last_head is not None and buffer.startswith(self._last_block, self._at):
+            self._at += len(self._last_block)
+            return self._last_head
         # An empty line before a request is the habit of some old clients (RFC 9112, section 2.2).
         while buffer.startswith(b"\r\n", self._at):
             self._at += 2
@@ -299,10 +306,8 @@ class RequestReader:
             return None
         block = buffer[self._at : end]
         self._at = end + 4
-        if self._last_head is not None and block == self._last_block:
-            return self._last_head
         head = parse_head(block)
-        self._last_block, self._last_head = block, head
+        self._last_block, self._last_head = block + b"\r\n\r\n", head
         return head
 
     def _take(self, count: int) -> bytes:

@@ -17,7 +17,9 @@ from polyserve.runtime.tensors import TEXT, Tensor
 
 __all__ = ["decode_json", "elements", "encode_json", "nested"]
 
-_DECODER = json.JSONDecoder()
+_DECODER: Any = json.JSONDecoder()
+# What the decoder itself calls; it says in StopIteration that there is nothing it knows.
+_SCAN = _DECODER.scan_once
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _NUMBERS = frozenset(DATATYPES) - {"BYTES", "BOOL"}
 _WORTH_IT = 64
@@ -44,8 +46,8 @@ def decode_json(body: bytes | memoryview) -> Any:
     try:
         text = str(body, "utf-8")
         try:
-            value, end = _DECODER.raw_decode(text)
-        except ValueError:
+            value, end = _SCAN(text, 0)
+        except (StopIteration, ValueError):
             # White space in front is allowed, and rare enough to be looked for only here.
             text = text.lstrip(" \t\r\n")
             value, end = _DECODER.raw_decode(text)
