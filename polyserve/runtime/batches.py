@@ -22,7 +22,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from polyserve.runtime.connection import Connection, Exchange
+from polyserve.runtime.connection import Connection
+from polyserve.runtime.exchange import Exchange
 from polyserve.runtime.limits import Limits
 from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response
 from polyserve.runtime.refusals import Refusals, Revision

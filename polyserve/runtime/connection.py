@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from polyserve.runtime import http1
+from polyserve.runtime.exchange import Exchange
 from polyserve.runtime.http1 import Head, RequestReader, Stage
 from polyserve.runtime.limits import Limits
 from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response
@@ -23,20 +24,6 @@ from polyserve.runtime.readiness import Readiness
 RECEIVE_BYTES = 64 * 1024
 # A body of at least this size is sent by itself: joining it to its head would copy it.
 SEPARATE_BYTES = 64 * 1024
-
-
-class Exchange:
-    """A request and, once it is there, the bytes of its answer."""
-
-    __slots__ = ("answer", "connection", "keep_alive", "minor", "request", "without_body")
-
-    def __init__(self, connection: Connection, request: Request, head: Head | None) -> None:
-        self.connection = connection
-        self.request = request
-        self.keep_alive = head is not None and head.keep_alive
-        self.minor = 1 if head is None else head.minor
-        self.without_body = head is not None and head.method == "HEAD"
-        self.answer: tuple[bytes, ...] | None = None
 
 
 class Owner(Protocol):

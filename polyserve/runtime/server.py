@@ -21,7 +21,8 @@ from collections.abc import Callable
 from polyserve.runtime import logs
 from polyserve.runtime.acceptor import Acceptor
 from polyserve.runtime.batches import EXIT_STUCK, Batches, RequestHost, exit_stuck
-from polyserve.runtime.connection import Connection, Exchange
+from polyserve.runtime.connection import Connection
+from polyserve.runtime.exchange import Exchange
 from polyserve.runtime.http1 import Head
 from polyserve.runtime.limits import Limits
 from polyserve.runtime.messages import ErrorCode, Request, RequestError, Response
