@@ -22,7 +22,7 @@ from polyserve.addresses import CurrentAddress
 from polyserve.driver import Address, ErrorCode, HttpCall, HttpReply, Provider, Request, Response
 from polyserve.errors import InvalidArgumentError, PolyserveError, error_for, translating
 from polyserve.exchange import decode, encode
-from polyserve.failures import attempts, is_stale, reason_of, retry_after_of
+from polyserve.failures import attempts, is_stale, reason_of, remembering, retry_after_of
 from polyserve.runtime.messages import RequestError
 from polyserve.runtime.signature import Signature
 from polyserve.transport import Connections
@@ -208,22 +208,20 @@ class Endpoint:
 
     def _patiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
         """Try again with growing pauses; the first attempt only replays the failure there already was."""
-        first: PolyserveError | None = failure
+        failed = [failure]
         for attempt in attempts(deadline):
-            with attempt:
-                if first is not None:
-                    replayed, first = first, None
-                    raise replayed
+            with attempt, remembering(failed, deadline):
+                if len(failed) == 1:
+                    raise failure
                 return self._once(request, deadline)
         raise AssertionError("a retry context ends by returning or raising")
 
     async def _apatiently(self, request: Request, deadline: float, failure: PolyserveError) -> Response:
-        first: PolyserveError | None = failure
+        failed = [failure]
         async for attempt in attempts(deadline):
-            with attempt:
-                if first is not None:
-                    replayed, first = first, None
-                    raise replayed
+            with attempt, remembering(failed, deadline):
+                if len(failed) == 1:
+                    raise failure
                 return await self._aonce(request, deadline)
         raise AssertionError("a retry context ends by returning or raising")
 

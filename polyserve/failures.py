@@ -8,20 +8,21 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING
 
 from polyserve.driver import ErrorCode, Response
-from polyserve.errors import PolyserveError
+from polyserve.errors import DeadlineExceededError, PolyserveError
 from polyserve.runtime import protocol
 from polyserve.runtime.messages import HTTP_STATUS, RequestError
 
 if TYPE_CHECKING:
     from stamina._core import _RetryContextIterator as Attempts
 
-__all__ = ["attempts", "is_stale", "reason_of", "retry_after_of"]
+__all__ = ["attempts", "is_stale", "reason_of", "remembering", "retry_after_of"]
 
 _ATTEMPTS = 12
 _FIRST_WAIT_S = 0.05
@@ -52,6 +53,20 @@ def attempts(deadline: float) -> Attempts:
         # A retry that succeeds is nobody's business unless logging is set up: Python would print it on standard error.
         logger.addHandler(logging.NullHandler())
     return stamina.retry_context(on=_pauses(deadline), attempts=_ATTEMPTS, timeout=None)
+
+
+@contextmanager
+def remembering(failed: list[PolyserveError], deadline: float) -> Iterator[None]:
+    """Note why a try failed. Where the time ran out in the middle of one, the failure before it is raised: it says more."""
+    try:
+        yield
+    except DeadlineExceededError:
+        if time.monotonic() < deadline:
+            raise
+        raise failed[-1] from None
+    except PolyserveError as error:
+        failed.append(error)
+        raise
 
 
 def _pauses(deadline: float) -> Callable[[Exception], float | bool]:

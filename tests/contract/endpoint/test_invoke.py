@@ -300,7 +300,20 @@ def test_a_truncated_answer_is_asked_for_again(bench, call):
 
 def test_answers_that_stay_truncated_are_unavailable(bench, call):
     with pytest.raises(UnavailableError, match="cut off"):
-        call(bench.endpoint(bench.server(cut_off), timeout=0.3), ROWS)
+        call(bench.endpoint(bench.server(cut_off), timeout=1.0), ROWS)
+
+
+def test_time_that_runs_out_in_the_middle_of_a_retry_tells_the_failure_before_it(bench, call):
+    calls = []
+
+    def first_cut_off_then_silent(exchange):
+        calls.append(exchange)
+        if len(calls) > 2:
+            time.sleep(1.5)
+        cut_off(exchange)
+
+    with pytest.raises(UnavailableError, match="cut off"):
+        call(bench.endpoint(bench.server(first_cut_off_then_silent), timeout=1.0), ROWS)
 
 
 @pytest.mark.parametrize("noise", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"])
@@ -310,7 +323,7 @@ def test_an_answer_that_is_not_http_is_unavailable(bench, call, noise):
         exchange.hang_up()
 
     with pytest.raises(UnavailableError):
-        call(bench.endpoint(bench.server(babble), timeout=0.3), ROWS)
+        call(bench.endpoint(bench.server(babble), timeout=1.0), ROWS)
 
 
 def test_many_threads_share_an_endpoint(bench):

@@ -141,12 +141,10 @@ class LocalHarness:
         return found
 
     def inventory(self) -> Sequence[str]:
-        files = [
-            path.relative_to(self.home).as_posix()
-            for path in sorted(self.home.rglob("*"))
-            if path.is_file() or path.name == ".writing"
-        ]
-        left = [name for name in files if not name.startswith("local/gateway")]
+        # Not rglob: it fails where the gateway, on its way out, removes a directory that is just being read.
+        paths = [Path(top, name) for top, inner, files in os.walk(self.home) for name in (*inner, *files)]
+        names = sorted(p.relative_to(self.home).as_posix() for p in paths if p.is_file() or p.name == ".writing")
+        left = [name for name in names if not name.startswith("local/gateway")]
         return [*left, *(f"process {pid}" for pid in self._processes())]
 
     def _processes(self) -> list[int]:
