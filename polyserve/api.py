@@ -20,7 +20,7 @@ from polyserve.model import ModelPackage, package
 from polyserve.planner import Desired, Plan
 from polyserve.planner import plan as _plan
 from polyserve.records import load, names
-from polyserve.rollout import Event, Target, desire, observe, roll_out
+from polyserve.rollout import Event, Target, describe, desire, observe, roll_out
 from polyserve.settings import Settings, resolve
 from polyserve.teardown import destroy as _destroy
 
@@ -154,7 +154,10 @@ def list_deployments(*, provider: str | None = None, profile: str | None = None)
     """Return every deployment of a provider's bucket, by name."""
     target = _target(_settings(provider, profile, {}))
     try:
-        return [Deployment(target, load(target.bucket, name)[0]).status() for name in _names(target)]
+        return [
+            DeploymentStatus(record=load(target.bucket, name)[0], function=describe(target.provider, name))
+            for name in _names(target)
+        ]
     finally:
         target.provider.close()
 
