@@ -28,6 +28,7 @@ from polyserve.runtime.tensors import Tensor, concatenate
 if TYPE_CHECKING:
     from polyserve.runtime.loaders import Model
     from polyserve.runtime.manifest import Manifest
+    from polyserve.runtime.remote import Remote
 
 __all__ = ["REQUEST_BYTES", "Host", "LoadError"]
 
@@ -43,10 +44,17 @@ class Host:
         revision: The deployment's revision that this is; the protocol's model version.
         request_bytes: Largest request body, in bytes, before and after decompression.
         sink: Takes the log's lines; standard output unless given.
+        remote: How to get the files of the package that its bundle left in the bucket, where there are any.
     """
 
     def __init__(
-        self, root: Path, *, revision: int = 0, request_bytes: int = REQUEST_BYTES, sink: logs.Sink | None = None
+        self,
+        root: Path,
+        *,
+        revision: int = 0,
+        request_bytes: int = REQUEST_BYTES,
+        sink: logs.Sink | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self.root = root
         self.revision = revision
@@ -56,6 +64,7 @@ class Host:
         self.ready = False
         """Whether the model is loaded."""
         self._sink = sink or logs.standard_output
+        self._remote = remote
         self._loading = threading.Lock()
         self._cold = True
         self._version = str(revision)
@@ -96,7 +105,7 @@ class Host:
             if self.ready:
                 return
             try:
-                loaded = loading.load(self.root)
+                loaded = loading.load(self.root, self._remote)
             except LoadError as error:
                 self._failure = f"the model cannot be loaded: {error}"
                 self._log(self._trace_line("", "".join(traceback.format_exception(error))))
@@ -125,6 +134,8 @@ class Host:
             "load_ms": round(loaded.load_ms, 3),
             "pid": os.getpid(),
         }
+        if loaded.fetch_ms:
+            start |= {"fetch_ms": round(loaded.fetch_ms, 3), "fetched_bytes": loaded.fetched_bytes}
         self._log(logs.format_line(start))
 
     # --- answering ------------------------------------------------------------------------------------------------

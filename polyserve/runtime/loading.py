@@ -11,6 +11,7 @@ from time import perf_counter
 from polyserve.runtime import environment, loaders, manifest
 from polyserve.runtime.loaders import Model
 from polyserve.runtime.manifest import Manifest, ManifestError
+from polyserve.runtime.remote import Assembled, Remote, RemoteError, assemble
 
 __all__ = ["LoadError", "Loaded", "load"]
 
@@ -21,24 +22,46 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A loaded package, and how many milliseconds the import of its loader and the loading of its model took."""
+    """A loaded package.
+
+    Attributes:
+        manifest: What it says of itself.
+        model: What answers.
+        import_ms: Milliseconds that the import of its loader took.
+        load_ms: Milliseconds that the loading of its model took.
+        fetch_ms: Milliseconds that it took to put the package together, where files of it had been left in the bucket.
+        fetched_bytes: How much was read from the bucket.
+    """
 
     manifest: Manifest
     model: Model
     import_ms: float
     load_ms: float
+    fetch_ms: float = 0.0
+    fetched_bytes: int = 0
 
 
-def load(root: Path) -> Loaded:
+def load(root: Path, remote: Remote | None = None) -> Loaded:
     """Verify every file, check Python and the installed distributions against the lock, import the loader, load the model.
+
+    Args:
+        root: The package's directory.
+        remote: How to get the files that it lacks; without it, one that is missing is an error.
 
     Raises:
         LoadError: The package must not or cannot be served; says why and what to do. Where the model's own loading failed, its error
             is the cause.
     """
+    began = perf_counter()
+    whole = Assembled(root=root)
     try:
         described = manifest.read(root)
-        manifest.verify(root, described)
+        if remote is not None:
+            whole = assemble(root, described, remote)
+        fetched = perf_counter()
+        manifest.verify(whole.root, described, verified=whole.verified)
+    except RemoteError as error:
+        raise LoadError(f"the package cannot be put together: {error}; deploy it again") from error
     except ManifestError as error:
         raise LoadError(f"the package is not whole: {error}; deploy it again") from error
     except OSError as error:
@@ -53,7 +76,7 @@ def load(root: Path) -> Loaded:
         import_module(f"{loaders.__name__}.{described.flavor}")
     imported = perf_counter()
     try:
-        model = loaders.load(root, described)
+        model = loaders.load(whole.root, described)
     except (Exception, SystemExit) as error:
         raise LoadError(f"loading model {described.name!r} failed: {type(error).__name__}: {error}") from error
     loaded = perf_counter()
@@ -62,4 +85,6 @@ def load(root: Path) -> Loaded:
         model=model,
         import_ms=(imported - started) * 1e3,
         load_ms=(loaded - imported) * 1e3,
+        fetch_ms=(fetched - began) * 1e3 if whole.root != root else 0.0,
+        fetched_bytes=whole.fetched_bytes,
     )

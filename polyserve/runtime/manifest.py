@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -148,8 +148,13 @@ def read(root: Path) -> Manifest:
     return Manifest.from_json(raw)
 
 
-def verify(root: Path, manifest: Manifest) -> None:
+def verify(root: Path, manifest: Manifest, *, verified: Collection[str] = ()) -> None:
     """Compare every file of a package with its manifest.
+
+    Args:
+        root: The package's directory.
+        manifest: Its manifest.
+        verified: Paths whose content was compared a moment ago: their size is looked at, they are not read again.
 
     Raises:
         ManifestError: Naming the first file, in order of path, that is missing, extra, a link, or of other content.
@@ -166,6 +171,8 @@ def verify(root: Path, manifest: Manifest) -> None:
         size = file.stat().st_size
         if size != expected.size:
             raise ManifestError(f"{path} has {size} bytes, and the manifest says {expected.size}")
+        if path in verified:
+            continue
         digest = file_digest(file)
         if digest != expected.sha256:
             raise ManifestError(f"{path} has sha256 {digest[:12]}, and the manifest says {expected.sha256[:12]}")
