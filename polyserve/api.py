@@ -202,6 +202,7 @@ def _desired(
         request_bytes=settings.request_bytes,
         scaling=_scaling(settings, target, deployment),
         canary=asked.get("canary"),
+        model_in_bucket_mb=settings.model_in_bucket_mb,
     )
     return desired, packaged, bundle
 

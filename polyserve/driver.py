@@ -247,7 +247,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A bundle in the deployment's bucket. `sha256` (hex) and `size` (bytes) are of the object itself."""
+    """A bundle, or a file of a model, in the deployment's bucket. `sha256` (hex) and `size` (bytes) are of the object itself."""
 
     bucket: str
     key: str
@@ -282,6 +282,9 @@ class FunctionSpec:
         request_bytes: Largest request body that an instance accepts.
         scaling: Instances, applied when the function is made; `FunctionPlatform.scale` changes it later.
         labels: Labels of the native resource; `polyserve: <deployment>` among them.
+        models: Files of the model that the bundle left out. They lie in the artifact's bucket, the key of each is one prefix and the file's
+            sha256: bucket and prefix are all that an entrypoint has to be told, the rest is in the package's manifest. Instances must be
+            allowed to read them and have disk for them; `polyserve.runtime.remote` does the reading, the checking and the refusing.
     """
 
     name: str
@@ -298,11 +301,15 @@ class FunctionSpec:
     request_bytes: int
     scaling: Scaling
     labels: Mapping[str, str]
+    models: tuple[Artifact, ...] = ()
 
     def digest(self) -> str:
         """Return the sha256 (hex) of everything but the scaling: two specs with one digest are the same revision."""
         fields = asdict(self)
         del fields["scaling"]
+        if not self.models:
+            # So that what was deployed before there were any is still the same revision.
+            del fields["models"]
         fields["timeout"] = self.timeout.total_seconds()
         return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

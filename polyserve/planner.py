@@ -34,6 +34,7 @@ class StepKind(StrEnum):
     VERIFY = "verify"
     SCALE = "scale"
     ROUTE = "route"
+    MODELS = "models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,7 @@ class Desired:
         scaling: Bounds of the number of instances.
         canary: Percent of the traffic for this revision beside the stable one; `None` for all of it.
         warnings: What packaging wants people to know.
+        models: Files of the package that the bundle leaves to the bucket, by path; two of one content are one object.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Desired:
     scaling: Scaling
     canary: int | None = None
     warnings: tuple[str, ...] = ()
+    models: Mapping[str, Artifact] = field(default_factory=dict)
 
     def spec(self, number: int) -> FunctionSpec:
         """Return the specification of this as revision `number`."""
@@ -118,16 +121,18 @@ class Desired:
             request_bytes=self.request_bytes,
             scaling=self.scaling,
             labels={LABEL: self.name},
+            models=tuple(sorted(set(self.models.values()), key=lambda model: model.key)),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What is there. `record` and `function` are `None` where there is none."""
+    """What is there. `record` and `function` are `None` where there is none; `models_present` are keys."""
 
     record: DeploymentRecord | None = None
     function: FunctionStatus | None = None
     artifact_present: bool = False
+    models_present: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +153,7 @@ class Plan:
         limits: The provider's limits beside the values.
         permissions: What the caller must be allowed to do.
         price_per_million: US dollars for a million calls of `ASSUMED_SECONDS` each; `None` where it is free.
+        in_bucket: Size in bytes of each file of the model that stays in the bucket, by path; instances read them when they start.
     """
 
     name: str
@@ -163,6 +169,7 @@ class Plan:
     limits: tuple[LimitCheck, ...]
     permissions: tuple[str, ...] = ()
     price_per_million: float | None = None
+    in_bucket: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
@@ -178,6 +185,7 @@ class Plan:
             "package_digest": self.package_digest,
             "bundle_bytes": self.bundle_bytes,
             "unpacked_bytes": self.unpacked_bytes,
+            "in_bucket": dict(self.in_bucket),
             "weights": {str(number): percent for number, percent in self.weights.items()},
             "changes": self.changes,
             "steps": [{"kind": step.kind.value, "summary": step.summary} for step in self.steps],
@@ -237,6 +245,7 @@ def plan(desired: Desired, observed: Observed, *, permissions: Sequence[str] = (
         limits=tuple(findings.limits),
         permissions=tuple(permissions),
         price_per_million=per_call,
+        in_bucket={path: model.size for path, model in sorted(desired.models.items())},
     )
 
 
@@ -371,6 +380,14 @@ def _steps(
         add(StepKind.PREPARE, f"make bucket {desired.artifact.bucket!r} and the deployment's record")
     if not present and not observed.artifact_present:
         add(StepKind.UPLOAD, f"upload the bundle, {desired.artifact.size:,} bytes, to {desired.info.store_service}")
+    models = [model for model in desired.spec(number).models if model.key not in observed.models_present]
+    if not present and models:
+        count = "1 model file" if len(models) == 1 else f"{len(models)} model files"
+        total = sum(model.size for model in models)
+        add(
+            StepKind.MODELS,
+            f"upload {count}, {total:,} bytes, to {desired.info.store_service}: read when an instance starts",
+        )
     if not present:
         add(
             StepKind.APPLY,

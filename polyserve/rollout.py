@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from polyserve.bucket import Bucket
-from polyserve.bundle import Bundle, build
+from polyserve.bundle import Bundle, fit
 from polyserve.driver import (
     Artifact,
     FunctionStatus,
@@ -42,7 +42,9 @@ from polyserve.errors import (
 from polyserve.model import ModelPackage
 from polyserve.planner import Desired, Observed, Plan, StepKind, failed, matching_revision, plan
 from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load, prefix
+from polyserve.runtime.manifest import FileEntry
 from polyserve.runtime.signature import Signature
+from polyserve.uploads import upload_bundle, upload_model
 
 READY_WITHIN = timedelta(minutes=15)
 """How long a revision may take to be ready: building an environment or an image is the slow part."""
@@ -56,10 +58,10 @@ SHORTEST_POLL, LONGEST_POLL = 0.01, 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that a rollout tells its caller: a step of the plan began or ended."""
+    """Something that a rollout tells its caller: a step of the plan began, went on or ended. `detail` says how far an upload is."""
 
     step: StepKind
-    state: Literal["start", "done"]
+    state: Literal["start", "progress", "done"]
     detail: str = ""
     seconds: float = 0.0
 
@@ -86,6 +88,7 @@ def desire(
     request_bytes: int = 64 << 20,
     scaling: Scaling = Scaling(),  # noqa: B008 - frozen
     canary: int | None = None,
+    model_in_bucket_mb: int | None = None,
 ) -> tuple[Desired, Bundle]:
     """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
 
@@ -94,7 +97,14 @@ def desire(
     """
     info = target.provider.info
     architecture = _architecture(info.limits)
-    bundle = build(package, info, python=package.manifest.python, architecture=architecture)
+    fitted = fit(
+        package,
+        info,
+        python=package.manifest.python,
+        architecture=architecture,
+        model_in_bucket_mb=model_in_bucket_mb,
+    )
+    bundle = fitted.bundle
     desired = Desired(
         name=name,
         info=info,
@@ -118,8 +128,14 @@ def desire(
         scaling=scaling,
         canary=canary,
         warnings=_warnings(package),
+        models={path: _model(target, name, package.manifest.files[path]) for path in fitted.remote},
     )
     return desired, bundle
+
+
+def _model(target: Target, name: str, entry: FileEntry) -> Artifact:
+    key = f"{prefix(name)}models/{entry.sha256}"
+    return Artifact(bucket=target.bucket.name, key=key, sha256=entry.sha256, size=entry.size)
 
 
 def _architecture(limits: Limits) -> str:
@@ -155,6 +171,9 @@ def observe(target: Target, desired: Desired) -> Observed:
         record=record,
         function=describe(target.provider, desired.name),
         artifact_present=record is not None and target.bucket.exists(desired.artifact.key),
+        models_present=frozenset(
+            model.key for model in desired.models.values() if record is not None and target.bucket.exists(model.key)
+        ),
     )
 
 
@@ -237,7 +256,10 @@ class _Rollout:
             self._announce(number, observed)
         if StepKind.UPLOAD in kinds:
             with self._step(StepKind.UPLOAD, kinds[StepKind.UPLOAD]):
-                self._upload()
+                upload_bundle(self.target.bucket, desired.artifact, self.bundle)
+        if StepKind.MODELS in kinds:
+            with self._step(StepKind.MODELS, kinds[StepKind.MODELS]):
+                self._upload_models()
         if StepKind.APPLY in kinds:
             with (
                 self._step(StepKind.APPLY, kinds[StepKind.APPLY]),
@@ -286,13 +308,14 @@ class _Rollout:
             record = record.with_revision(failed(left, "given up: another deploy came before it was verified"))
         self.ledger.save(record.with_revision(revision))
 
-    def _upload(self) -> None:
-        artifact = self.desired.artifact
-        try:
-            self.target.bucket.put(artifact.key, self.bundle.path, content_type="application/zip", if_absent=True)
-        except FailedPreconditionError:
-            # It is there by now: names are digests, so whoever wrote it wrote the same bytes.
-            return
+    def _upload_models(self) -> None:
+        for path, model in sorted(self.desired.models.items()):
+
+            def told(done: int, path: str = path, size: int = model.size) -> None:
+                self.ledger.renew()
+                self.tell(Event(step=StepKind.MODELS, state="progress", detail=f"{path}: {done:,} of {size:,} bytes"))
+
+            upload_model(self.target.bucket, model, self.package.root / path, told)
 
     @contextmanager
     def _recording_failure(self, number: int) -> Iterator[None]:

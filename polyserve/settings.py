@@ -53,6 +53,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_instances": 0,
     "max_instances": None,
     "request_bytes": _REQUEST_BYTES,
+    "model_in_bucket_mb": None,
     "environment": {},
 }
 
@@ -77,6 +78,7 @@ class Settings:
         max_instances: Most instances, or `None` to leave it to the platform.
         request_bytes: Largest request body. By default 64 MiB, or the platform's limit if that is less.
         environment: Environment variables of the function; layers are merged name by name.
+        model_in_bucket_mb: Size in MiB from which on a model's file stays in the bucket; `None` where the platform's limits decide.
         options: The provider's own options, as its own settings type.
         sources: Where each value came from, by key (`bucket`, `environment.NAME`, `aws.region`): `"argument"`, `"default"`, or the place,
             such as `"environment: POLYSERVE_BUCKET"` or `"polyserve.toml: profiles.dev.bucket"`.
@@ -91,6 +93,7 @@ class Settings:
     max_instances: int | None
     request_bytes: int
     environment: Mapping[str, str] = field(default_factory=dict)
+    model_in_bucket_mb: int | None = None
     options: msgspec.Struct
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -141,11 +144,7 @@ def resolve(
         options: Options of the provider itself.
         cwd: Where the search for the files starts, upwards; the working directory by default.
         environ: The environment; the process's own by default.
-        **overrides: `bucket`, `memory_mb`, `timeout_s`, `min_instances`, `max_instances`, `request_bytes`, `environment`; one that is
-            `None` is not given.
-
-    Returns:
-        The settings, complete and validated.
+        **overrides: Portable settings by name, such as `memory_mb`; one that is `None` is not given.
 
     Raises:
         SettingsError: Something does not validate; the message names where it was written, what is wrong and the nearest right key.
@@ -290,6 +289,7 @@ def _types() -> Mapping[str, Any]:
         "min_instances": count,
         "max_instances": positive,
         "request_bytes": positive,
+        "model_in_bucket_mb": count,
         "environment": dict[str, str],
     }
 

@@ -4,5 +4,6 @@ A model package with the runtime and the platform's entrypoint, as a zip that is
 """
 
 from polyserve.bundle.build import ENTRYPOINT, PACKAGE, Bundle, build
+from polyserve.bundle.placement import Fitted, fit
 
-__all__ = ["ENTRYPOINT", "PACKAGE", "Bundle", "build"]
+__all__ = ["ENTRYPOINT", "PACKAGE", "Bundle", "Fitted", "build", "fit"]

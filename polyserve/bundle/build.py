@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +55,9 @@ class Bundle:
     package_digest: str
 
 
-def build(package: ModelPackage, info: ProviderInfo, *, python: str, architecture: str) -> Bundle:
+def build(
+    package: ModelPackage, info: ProviderInfo, *, python: str, architecture: str, remote: Collection[str] = ()
+) -> Bundle:
     """Build the bundle of a package for a provider; the same input gives the same bytes. Takes milliseconds where it was built before.
 
     Args:
@@ -63,6 +65,8 @@ def build(package: ModelPackage, info: ProviderInfo, *, python: str, architectur
         info: The provider.
         python: Python minor version that the function runs under; must be the package's.
         architecture: Processor architecture that the function runs on.
+        remote: Files of the package that are left out: whoever deploys the bundle puts them in the bucket, and the function gets them
+            from there when it starts.
 
     Raises:
         PackageError: The package is damaged, is of another Python, or the cache cannot be written.
@@ -73,7 +77,7 @@ def build(package: ModelPackage, info: ProviderInfo, *, python: str, architectur
             f"package the model again under {python}, or deploy it under {package.manifest.python}"
         )
         raise PackageError(message, provider=info.name, operation="build", resource=package.name)
-    contents = _contents(package, info)
+    contents = _contents(package, info, frozenset(remote))
     sizes = {part: sum(file.stat().st_size for file in files.values()) for part, files in contents.items()}
     key = _key(package, contents, python, architecture)
     path = cache_directory() / "bundles" / f"{key}.zip"
@@ -91,7 +95,7 @@ def build(package: ModelPackage, info: ProviderInfo, *, python: str, architectur
     )
 
 
-def _contents(package: ModelPackage, info: ProviderInfo) -> dict[str, dict[str, Path]]:
+def _contents(package: ModelPackage, info: ProviderInfo, remote: frozenset[str]) -> dict[str, dict[str, Path]]:
     """Return every file by part and by path within the bundle. Wheels for a target become one more part, `dependencies`."""
     library = Path(polyserve.__file__).parent
     runtime = [library / "__init__.py", *library.glob("runtime/**/*.py")]
@@ -100,7 +104,11 @@ def _contents(package: ModelPackage, info: ProviderInfo) -> dict[str, dict[str, 
         message = f"provider {info.name!r} names entrypoint {info.entrypoint!r}, which is not installed: reinstall the provider"
         raise PackageError(message, provider=info.name, operation="build", resource=info.entrypoint)
     return {
-        "package": {f"{PACKAGE}/{inside}": package.root / inside for inside in [FILE_NAME, *package.manifest.files]},
+        "package": {
+            f"{PACKAGE}/{inside}": package.root / inside
+            for inside in [FILE_NAME, *package.manifest.files]
+            if inside not in remote
+        },
         "runtime": {f"{library.name}/{file.relative_to(library).as_posix()}": file for file in runtime},
         "entrypoint": {f"{ENTRYPOINT}.py": Path(spec.origin)},
     }
@@ -108,6 +116,8 @@ def _contents(package: ModelPackage, info: ProviderInfo) -> dict[str, dict[str, 
 
 def _key(package: ModelPackage, contents: Mapping[str, Mapping[str, Path]], python: str, architecture: str) -> str:
     key = hashlib.sha256(f"{FORMAT}\0{archive.LEVEL}\0{package.digest}\0{python}\0{architecture}\0".encode())
+    # Which files of the package are left out is all that its digest does not tell.
+    key.update("".join(f"{inside}\0" for inside in sorted(contents["package"])).encode())
     for part in ("runtime", "entrypoint"):
         for inside, file in sorted(contents[part].items()):
             key.update(f"{inside}\0{file_digest(file)}\0".encode())

@@ -160,6 +160,9 @@ class Step:
     def __init__(self, title: str) -> None:
         self.title = title
 
+    def note(self, words: str) -> None:
+        """Say how far it is."""
+
     def done(self, note: str = "", *, seconds: float | None = None) -> None:
         """End the step, with what came of it."""
 
@@ -174,11 +177,18 @@ class _ShownStep(Step):
         super().__init__(title)
         self._console = console
         self._began = time.perf_counter()
-        # One line at most: the place of the spinner and its space are taken off.
-        shown = title if len(title) < console.width - 3 else f"{title[: console.width - 4]}…"
-        self._status = console.status(_text(Cell(shown, "dim")), spinner="dots", spinner_style="cyan")
+        self._status = console.status(self._line(title), spinner="dots", spinner_style="cyan")
         self._status.start()
         self._turning = True
+
+    def _line(self, words: str) -> Any:
+        # One line at most: the place of the spinner and its space are taken off.
+        width = self._console.width
+        return _text(Cell(words if len(words) < width - 3 else f"{words[: width - 4]}…", "dim"))
+
+    def note(self, words: str) -> None:
+        if self._turning:
+            self._status.update(self._line(f"{self.title}, {words}"))
 
     def done(self, note: str = "", *, seconds: float | None = None) -> None:
         if not self._turning:

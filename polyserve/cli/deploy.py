@@ -73,6 +73,9 @@ def listener(begin: Callable[[str], Step], kinds: list[str]) -> Callable[[Event]
         if event.state == "start":
             running[kind] = begin(title)
             return
+        if event.state == "progress":
+            running[kind].note(event.detail)
+            return
         kinds.append(kind)
         running.pop(kind).done(title, seconds=event.seconds)
 

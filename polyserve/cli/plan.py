@@ -53,11 +53,14 @@ def command(
 def _show(out: Console, planned: Plan) -> None:
     out.line(Cell(planned.name, "bold"), f" on {planned.provider}, revision {planned.revision}")
     price = planned.price_per_million
+    remote = ", ".join(f"{path} ({size(count)})" for path, count in planned.in_bucket.items())
+    in_bucket = [("in bucket", f"{remote}, read when an instance starts")] if remote else []
     allowed = [("permissions", ", ".join(planned.permissions))] if planned.permissions else []
     out.fields(
         [
             ("package", planned.package_digest[:12]),
             ("bundle", f"{size(planned.bundle_bytes)}, unpacked {size(planned.unpacked_bytes)}"),
+            *in_bucket,
             ("traffic", f"{shares(planned.weights)} afterwards"),
             ("price", "free" if price is None else f"{price:.2f} USD for a million calls of 0.1 s"),
             *allowed,
