@@ -380,7 +380,7 @@ def _steps(
         add(StepKind.PREPARE, f"make bucket {desired.artifact.bucket!r} and the deployment's record")
     if not present and not observed.artifact_present:
         add(StepKind.UPLOAD, f"upload the bundle, {desired.artifact.size:,} bytes, to {desired.info.store_service}")
-    models = [model for model in desired.spec(number).models if model.key not in observed.models_present]
+    models = set(missing_models(desired, observed, number).values())
     if not present and models:
         count = "1 model file" if len(models) == 1 else f"{len(models)} model files"
         total = sum(model.size for model in models)
@@ -406,6 +406,14 @@ def _steps(
             "route " + ", ".join(f"{percent} % to revision {n}" for n, percent in sorted(weights.items())),
         )
     return steps
+
+
+def missing_models(desired: Desired, observed: Observed, number: int) -> dict[str, Artifact]:
+    """Return the files of the model that have to be uploaded for a revision, by path: all of them for one that failed."""
+    native = observed.function.revision(number) if observed.function else None
+    # It may have failed because an object is damaged, which nobody sees who does not read it.
+    there = frozenset() if native is not None and native.phase is Phase.FAILED else observed.models_present
+    return {path: model for path, model in sorted(desired.models.items()) if model.key not in there}
 
 
 def _bounds(scaling: Scaling) -> str:

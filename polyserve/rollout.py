@@ -40,7 +40,7 @@ from polyserve.errors import (
     translating,
 )
 from polyserve.model import ModelPackage
-from polyserve.planner import Desired, Observed, Plan, StepKind, failed, matching_revision, plan
+from polyserve.planner import Desired, Observed, Plan, StepKind, failed, matching_revision, missing_models, plan
 from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load, prefix
 from polyserve.runtime.manifest import FileEntry
 from polyserve.runtime.signature import Signature
@@ -259,7 +259,7 @@ class _Rollout:
                 upload_bundle(self.target.bucket, desired.artifact, self.bundle)
         if StepKind.MODELS in kinds:
             with self._step(StepKind.MODELS, kinds[StepKind.MODELS]):
-                self._upload_models()
+                self._upload_models(missing_models(desired, observed, number))
         if StepKind.APPLY in kinds:
             with (
                 self._step(StepKind.APPLY, kinds[StepKind.APPLY]),
@@ -308,8 +308,8 @@ class _Rollout:
             record = record.with_revision(failed(left, "given up: another deploy came before it was verified"))
         self.ledger.save(record.with_revision(revision))
 
-    def _upload_models(self) -> None:
-        for path, model in sorted(self.desired.models.items()):
+    def _upload_models(self, models: Mapping[str, Artifact]) -> None:
+        for path, model in models.items():
 
             def told(done: int, path: str = path, size: int = model.size) -> None:
                 self.ledger.renew()

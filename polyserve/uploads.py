@@ -21,11 +21,15 @@ TOLD_BYTES = 8 << 20
 
 def upload_bundle(bucket: Bucket, artifact: Artifact, bundle: Bundle) -> None:
     """Put a bundle in its place, unless it is there."""
-    _put(bucket, artifact, bundle.path, "application/zip")
+    try:
+        bucket.put(artifact.key, bundle.path, content_type="application/zip", if_absent=True)
+    except FailedPreconditionError:
+        # It is there by now: names are digests, so whoever wrote it wrote the same bytes.
+        return
 
 
 def upload_model(bucket: Bucket, model: Artifact, path: Path, told: Callable[[int], None]) -> None:
-    """Put a file of a model in its place, unless it is there.
+    """Put a file of a model in its place, over whatever is there.
 
     Args:
         bucket: The deployment's bucket.
@@ -36,18 +40,9 @@ def upload_model(bucket: Bucket, model: Artifact, path: Path, told: Callable[[in
     Raises:
         InvalidArgumentError: The file is not what it was when the model was packaged.
     """
-    if bucket.exists(model.key):
-        return
+    # Without a condition: it would be decided after gigabytes have gone up, and whoever comes between writes the same bytes.
     with path.open("rb") as file:
-        _put(bucket, model, cast("BinaryIO", _Counted(file, told)), "application/octet-stream")
-
-
-def _put(bucket: Bucket, artifact: Artifact, data: Path | BinaryIO, content_type: str) -> None:
-    try:
-        bucket.put(artifact.key, data, content_type=content_type, metadata={"sha256": artifact.sha256}, if_absent=True)
-    except FailedPreconditionError:
-        # It is there by now: names are digests, so whoever wrote it wrote the same bytes.
-        return
+        bucket.put(model.key, cast("BinaryIO", _Counted(file, told)), metadata={"sha256": model.sha256})
 
 
 class _Counted(io.RawIOBase):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -25,6 +25,9 @@ from polyserve.driver import (
 from polyserve.layers.forwarding import ForwardingProvider
 from polyserve.layers.prefixed import prefixed
 from polyserve.layers.retrying import retrying
+
+if TYPE_CHECKING:
+    from polyserve.model import ModelPackage
 
 __all__ = ["Elsewhere", "ErrorCase", "Harness", "Layered", "RawObject", "sample_spec"]
 
@@ -119,7 +122,15 @@ class Harness(Protocol):
         ...
 
 
-def sample_spec(provider: Provider, bucket: str, name: str, revision: int) -> FunctionSpec:
+def sample_spec(
+    provider: Provider,
+    bucket: str,
+    name: str,
+    revision: int,
+    *,
+    package: ModelPackage | None = None,
+    model_in_bucket_mb: int | None = None,
+) -> FunctionSpec:
     """Upload the bundle of a small package and return the spec of a revision that runs it; it multiplies by the revision's number.
 
     Args:
@@ -127,13 +138,20 @@ def sample_spec(provider: Provider, bucket: str, name: str, revision: int) -> Fu
         bucket: An existing bucket.
         name: The function's name.
         revision: The revision's number.
+        package: Another package that it is to run.
+        model_in_bucket_mb: Size from which on files of the model are left to the bucket; they are uploaded, too.
     """
     # Building packages imports half of the core: only for those who test functions.
     from polyserve.rollout import Target, desire
     from polyserve.testing.packages import times
+    from polyserve.uploads import upload_model
 
     target = Target(provider=provider, bucket=Bucket(provider, bucket))
-    desired, bundle = desire(times(revision), target, name=name, memory_mb=256)
+    package = package or times(revision)
+    desired, bundle = desire(package, target, name=name, memory_mb=256, model_in_bucket_mb=model_in_bucket_mb)
+    for path, model in desired.models.items():
+        if not target.bucket.exists(model.key):
+            upload_model(target.bucket, model, package.root / path, lambda done: None)
     # Names are digests: whatever is there already is the same.
     if not target.bucket.exists(desired.artifact.key):
         target.bucket.put(desired.artifact.key, bundle.path, content_type="application/zip")

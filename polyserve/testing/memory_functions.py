@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
@@ -37,6 +37,7 @@ from polyserve.driver import (
 from polyserve.runtime import archive
 from polyserve.runtime.host import Host
 from polyserve.runtime.messages import HTTP_STATUS, error_body
+from polyserve.runtime.remote import Remote
 from polyserve.testing.memory import MemoryFault
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class MemoryPlatform:
                 revision=spec.revision,
                 request_bytes=spec.request_bytes,
                 sink=lambda lines: self._note(function, spec.revision, lines),
+                remote=self._remote(spec, root),
             )
             with _IMPORTING, _environment(spec.environment):
                 try:
@@ -140,6 +142,15 @@ class MemoryPlatform:
         else:
             revision.host = host
             revision.phase = Phase.READY
+
+    def _remote(self, spec: FunctionSpec, root: Path) -> Remote | None:
+        """Return how a revision gets the files of its model that the bundle left out, if it did."""
+        keys = {model.sha256: model for model in spec.models}
+
+        def fetch(sha256: str) -> BinaryIO:
+            return self._provider.store(keys[sha256].bucket).get(keys[sha256].key)[1]
+
+        return Remote(fetch=fetch, into=root / "models") if keys else None
 
     @staticmethod
     def _note(function: _Function, number: int, lines: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from polyserve.testing.functions import FunctionsContract
 from polyserve.testing.invokers import InvokerContract
+from polyserve.testing.models import ModelFilesContract
 
 
 class TestFunctions(FunctionsContract):
@@ -9,4 +10,8 @@ class TestFunctions(FunctionsContract):
 
 
 class TestInvoker(InvokerContract):
+    pass
+
+
+class TestModelFiles(ModelFilesContract):
     pass

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import io
 import json
 import mmap
 import os
@@ -25,9 +26,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 if TYPE_CHECKING:
+    from polyserve.runtime.remote import Remote
     from polyserve.runtime.server import Server
 
 PULSE_BYTES = 4096
@@ -320,6 +322,36 @@ def receive(gateway: socket.socket) -> tuple[dict[str, Any], dict[str, socket.so
     return config, dict(zip(config["listeners"], listeners, strict=True))
 
 
+class Content(io.RawIOBase):
+    """The content of an object: the first bytes of its file."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self._file = io.FileIO(path)
+        self._left = size
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer and return how many bytes came."""
+        with memoryview(buffer)[: self._left] as view:
+            count = self._file.readinto(view) or 0
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        self._file.close()
+
+
+def remote_of(models: dict[str, Any] | None) -> Remote | None:
+    """Return how the files of the model that the bundle left to the bucket are read, where there are any."""
+    if models is None:
+        return None
+    from polyserve.runtime.remote import Remote
+
+    objects = models["objects"]
+    return Remote(fetch=lambda sha256: cast("BinaryIO", Content(*objects[sha256])), into=Path(models["into"]))
+
+
 def open_pulse(path: str) -> mmap.mmap:
     """Map the page that the gateway reads this instance's pulse from."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -346,7 +378,12 @@ def main() -> None:
         from polyserve.runtime.host import Host
         from polyserve.runtime.server import Server
 
-        host = Host(root / "package", revision=config["revision"], request_bytes=config["request_bytes"])
+        host = Host(
+            root / "package",
+            revision=config["revision"],
+            request_bytes=config["request_bytes"],
+            remote=remote_of(config.get("models")),
+        )
         host.load()
         settle_memory()
     except Exception as error:

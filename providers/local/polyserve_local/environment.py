@@ -17,6 +17,7 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from polyserve.driver import ErrorCode, FunctionSpec
 from polyserve.runtime import archive
@@ -211,6 +212,16 @@ def unpack(places: Places, spec: FunctionSpec, stopping: threading.Event) -> Pat
         finally:
             remove_tree(fresh)
     return home
+
+
+def models_of(places: Places, spec: FunctionSpec) -> dict[str, Any] | None:
+    """Return what an instance has to be told of the files that its bundle left to the bucket: where each is, and where they go."""
+    if not spec.models:
+        return None
+    objects = {
+        model.sha256: (FileStore(places.store, model.bucket).path_of(model.key), model.size) for model in spec.models
+    }
+    return {"into": str(places.models / spec.artifact.sha256), "objects": objects}
 
 
 def compile_runtime(python: str, bundle: Path) -> None:

@@ -81,6 +81,10 @@ class FileStore:
         os.close(fd)
         return header.meta(key)
 
+    def path_of(self, key: str) -> str:
+        """Return the file of an object, whether there is one or not: its content comes first, what describes it after."""
+        return self._file(key)
+
     def list_page(self, *, prefix: str, delimiter: str, token: str | None, limit: int) -> Page:
         """List one page. A token names the last thing listed, so objects that come and go disturb nothing else."""
         if not os.path.isdir(self._writing):

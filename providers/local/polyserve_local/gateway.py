@@ -193,7 +193,8 @@ class Gateway:
             if path.name.partition(".")[0] not in known:
                 path.unlink(missing_ok=True)
         environment.sweep(self._places)
-        for directory in (self._places.functions, self._places.bundles, self._places.environments, self._places.root):
+        places = self._places
+        for directory in (places.functions, places.bundles, places.models, places.environments, places.root):
             for path in directory.glob(".*"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
@@ -208,6 +209,7 @@ class Gateway:
         ]
         needed = {
             places.bundles: {spec.artifact.sha256 for spec in specs},
+            places.models: {spec.artifact.sha256 for spec in specs if spec.models},
             places.environments: {environment.key_of(spec) for spec in specs},
             places.logs: set(self._functions),
         }
@@ -268,8 +270,9 @@ class Gateway:
             raise GatewayError(ErrorCode.CONFLICT, f"{spec.name!r} is being deleted: deploy again when it is gone")
         known = function is not None and spec.revision in function.revisions
         if not known:
-            # Refused before anything is written, where the bundle is not there at all.
-            await asyncio.to_thread(FileStore(self._places.store, spec.artifact.bucket).head, spec.artifact.key)
+            # Refused before anything is written, where the bundle or a file of the model is not there at all.
+            for artifact in (spec.artifact, *spec.models):
+                await asyncio.to_thread(FileStore(self._places.store, artifact.bucket).head, artifact.key)
         function = self._functions.get(spec.name)
         if function is None:
             state = FunctionState(

@@ -85,6 +85,7 @@ class Launch:
     accept: tuple[str, ...]
     share: int
     listeners: Mapping[str, socket.socket]
+    models: Mapping[str, Any] | None = None
 
 
 class InstanceProcess:
@@ -328,6 +329,7 @@ def launch(places: Places, plan: Launch) -> InstanceProcess:
         "accept": list(plan.accept),
         "share": plan.share,
         "listeners": list(plan.listeners),
+        "models": plan.models,
     }
     descriptors = [listener.fileno() for listener in plan.listeners.values()]
     with contextlib.suppress(BrokenPipeError):  # it ended already: heard when the channel is read

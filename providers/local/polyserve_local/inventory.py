@@ -39,6 +39,7 @@ def _files(places: Places) -> list[tuple[str, Path]]:
         ]
     found += [("function", path) for path in _children(places.functions)]
     found += [("bundle", path) for path in _children(places.bundles)]
+    found += [("model", path) for path in _children(places.models)]
     found += [("environment", path) for path in _children(places.environments)]
     found += [("log", path) for path in _children(places.logs)]
     if places.contact.exists():

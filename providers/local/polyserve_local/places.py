@@ -64,6 +64,11 @@ class Places:
         return self.root / "bundles"
 
     @property
+    def models(self) -> Path:
+        """Return the directory of packages that were put together from bundle and bucket, by the bundle's sha256."""
+        return self.root / "models"
+
+    @property
     def environments(self) -> Path:
         """Return the directory of cached virtual environments."""
         return self.root / "environments"
@@ -96,7 +101,7 @@ class Places:
         Raises:
             PermissionError: The directory of sockets belongs to somebody else.
         """
-        for directory in (self.root, self.functions, self.bundles, self.environments, self.logs, self.run):
+        for directory in (self.root, *self._made()):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The fallback lies in a directory that everybody may write to: somebody else's would be a trap.
         if self.run.lstat().st_uid != os.getuid() or self.run.is_symlink():
@@ -104,9 +109,12 @@ class Places:
 
     def unmake(self) -> None:
         """Remove the directories that have nothing in them; the gateway's log stays."""
-        for directory in (self.functions, self.bundles, self.environments, self.logs, self.run):
+        for directory in self._made():
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+    def _made(self) -> tuple[Path, ...]:
+        return self.functions, self.bundles, self.models, self.environments, self.logs, self.run
 
 
 def write_atomic(path: Path, body: bytes) -> None:

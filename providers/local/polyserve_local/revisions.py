@@ -154,6 +154,7 @@ class Revision:
                     accept=tuple(accept),
                     share=function.state.weights.get(spec.revision, 0),
                     listeners={"revision": self.listener, "public": function.listener},
+                    models=environment.models_of(function.places, spec),
                 ),
             )
         except OSError as error:

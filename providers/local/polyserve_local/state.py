@@ -154,6 +154,8 @@ def spec_from_dict(fields: Mapping[str, Any]) -> FunctionSpec:
             "requirements": tuple(fields["requirements"]),
             "timeout": timedelta(seconds=fields["timeout"]),
             "scaling": Scaling(**fields["scaling"]),
+            # What an older version wrote has none.
+            "models": tuple(Artifact(**each) for each in fields.get("models", ())),
         }
     )
 
