@@ -25,7 +25,7 @@ from polyserve.errors import (
     translating,
 )
 from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load
-from polyserve.rollout import Target, describe
+from polyserve.rollout import Target, describe, wait_routed
 from polyserve.runtime.signature import Signature
 from polyserve.teardown import destroy
 
@@ -353,6 +353,7 @@ class Deployment:
             ledger.save(ledger.record.routed(wanted, action=action, revision=revision))
         with translating(self._target.provider, action, self.name):
             self._target.provider.functions.route(self.name, wanted)
+            wait_routed(self._target.provider, self.name, wanted, renew=ledger.renew)
 
     def _check_weights(self, record: DeploymentRecord, weights: Mapping[int, int], action: str) -> None:
         where: dict[str, Any] = {"provider": self.provider, "operation": action, "resource": self.name}

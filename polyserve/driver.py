@@ -21,6 +21,7 @@ from polyserve.runtime.messages import ErrorCode, Request, Response
 __all__ = [
     "Address",
     "Artifact",
+    "BundleForm",
     "Capability",
     "ErrorCode",
     "FunctionPlatform",
@@ -121,6 +122,29 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BundleForm:
+    """How a platform wants a bundle laid out.
+
+    Attributes:
+        entrypoint: Where the entrypoint's source goes, as the platform's runtime looks for it.
+        dependencies: The directory of the dependencies' files, `"."` for the bundle's root; `None` where the platform installs them
+            from `FunctionSpec.requirements` by itself.
+        requirements: Further distributions that the entrypoint or the platform needs beside the package's, such as
+            `"azure-functions==1.26.0"`.
+        requirements_file: Where the lock is written for a platform that builds from it; `None` where none does.
+        files: Further files by path, with their text, such as a host's configuration.
+        glibc: Version of the platform's C library by Python minor version: wheels for a newer one do not load there.
+    """
+
+    entrypoint: str = "polyserve_entrypoint.py"
+    dependencies: str | None = None
+    requirements: tuple[str, ...] = ()
+    requirements_file: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    glibc: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderInfo:
     """What is known of a provider before its SDK is imported. The entry point of group `polyserve.providers` is one of these.
 
@@ -135,7 +159,10 @@ class ProviderInfo:
         extra: The extra of `polyserve-sdk` that installs its SDK, or an empty string.
         capabilities: What it can do.
         limits: What it cannot exceed.
+        bundle: How it wants its bundles.
         price: What it charges, or `None` where it is free.
+        emulator: Module that rehearses it on loopback: `python -m MODULE DIRECTORY` serves until it is told to stop, and writes
+            `DIRECTORY/ready.json` once it answers, whose `options` are the settings to reach it with. Empty where there is none.
     """
 
     name: str
@@ -148,7 +175,9 @@ class ProviderInfo:
     extra: str
     capabilities: frozenset[Capability]
     limits: Limits
+    bundle: BundleForm = BundleForm()
     price: Price | None = None
+    emulator: str = ""
 
 
 # --- storage --------------------------------------------------------------------------------------------------------
@@ -316,13 +345,24 @@ class FunctionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevisionStatus:
-    """One revision as its platform sees it. `reason` says why it failed; `instances` is how many run now, if the platform tells."""
+    """One revision as its platform sees it.
+
+    Attributes:
+        number: Its number.
+        spec_digest: Digest of the spec that it was made of.
+        phase: Where it is in its life.
+        reason: Why it failed, if it did.
+        instances: How many run now, if the platform tells.
+        incomplete: Whether it takes another `apply` of the same spec to go on. A platform that makes a revision by several calls, each of
+            which must have settled before the next, says so instead of waiting.
+    """
 
     number: int
     spec_digest: str
     phase: Phase
     reason: str | None = None
     instances: int | None = None
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,8 +412,9 @@ class FunctionPlatform(Protocol):
     def apply(self, spec: FunctionSpec) -> FunctionStatus:
         """Make a revision exist, without traffic; idempotent by name, number and `spec.digest()`.
 
-        Must return before the revision is ready and never poll. The same number with another digest is ALREADY_EXISTS. Repeating the call
-        for a revision that failed must try it anew.
+        Must return before the revision is ready and never poll; where more calls must follow, `RevisionStatus.incomplete` says so and
+        the core applies again. The same number with another digest is ALREADY_EXISTS. Repeating the call for a revision that failed must
+        try it anew.
         """
         ...
 

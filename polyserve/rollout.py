@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from polyserve.bucket import Bucket
 from polyserve.bundle import Bundle, fit
 from polyserve.driver import (
     Artifact,
+    FunctionSpec,
     FunctionStatus,
     Limits,
     Phase,
@@ -268,7 +269,7 @@ class _Rollout:
                 self.target.provider.functions.apply(desired.spec(number))
         if StepKind.WAIT in kinds:
             with self._step(StepKind.WAIT, kinds[StepKind.WAIT]), self._recording_failure(number):
-                wait_ready(self.target.provider, desired.name, number, renew=self.ledger.renew)
+                wait_ready(self.target.provider, desired.spec(number), renew=self.ledger.renew)
         if StepKind.VERIFY in kinds:
             with self._step(StepKind.VERIFY, kinds[StepKind.VERIFY]), self._recording_failure(number):
                 verify(self.target.provider, desired, number, self.package)
@@ -285,6 +286,7 @@ class _Rollout:
                 translating(self.target.provider, "route", desired.name),
             ):
                 self.target.provider.functions.route(desired.name, planned.weights)
+                wait_routed(self.target.provider, desired.name, planned.weights, renew=self.ledger.renew)
 
     def _announce(self, number: int, observed: Observed) -> None:
         """Write the revision to the record before the platform hears of it, and let go of one that was begun and given up."""
@@ -349,14 +351,13 @@ class _Rollout:
 
 
 def wait_ready(
-    provider: Provider, name: str, number: int, *, renew: Callable[[], None], within: timedelta = READY_WITHIN
+    provider: Provider, spec: FunctionSpec, *, renew: Callable[[], None], within: timedelta = READY_WITHIN
 ) -> RevisionStatus:
-    """Wait until a revision is ready, looking at it ever less often.
+    """Wait until a revision is ready, looking at it ever less often, and applying it again where its platform asks for that.
 
     Args:
         provider: The provider.
-        name: The function.
-        number: The revision.
+        spec: The revision, as it was applied.
         renew: Called between two looks, to keep a lease.
         within: How long to wait at most.
 
@@ -364,10 +365,13 @@ def wait_ready(
         FailedPreconditionError: It failed; the message has the platform's reason.
         DeadlineExceededError: It is not ready in time.
     """
-    begun = time.monotonic()
+    begun, name, number = time.monotonic(), spec.name, spec.revision
     while True:
         with translating(provider, "describe", name):
             status = provider.functions.describe(name).revision(number)
+        if status is not None and status.incomplete:
+            with translating(provider, "apply", name):
+                provider.functions.apply(spec)
         if status is not None and status.phase is Phase.READY:
             return status
         if status is not None and status.phase is Phase.FAILED:
@@ -382,6 +386,48 @@ def wait_ready(
                 "look at `polyserve logs`, then repeat the command to go on waiting"
             )
             raise DeadlineExceededError(message, provider=provider.info.name, operation="wait", resource=name)
+        renew()
+        time.sleep(min(max(SHORTEST_POLL, waited / 10), LONGEST_POLL))
+
+
+def wait_routed(
+    provider: Provider,
+    name: str,
+    weights: Mapping[int, int],
+    *,
+    renew: Callable[[], None],
+    within: timedelta = READY_WITHIN,
+) -> None:
+    """Wait until traffic goes where it was routed: where a revision is put behind an address by publishing it, that takes a while.
+
+    Args:
+        provider: The provider.
+        name: The function.
+        weights: What was routed.
+        renew: Called between two looks, to keep a lease.
+        within: How long to wait at most.
+
+    Raises:
+        FailedPreconditionError: The platform could not do it; the message has its reason.
+        DeadlineExceededError: It is not done in time.
+    """
+    begun = time.monotonic()
+    while True:
+        with translating(provider, "describe", name):
+            function = provider.functions.describe(name)
+        if dict(function.weights) == dict(weights):
+            return
+        where: dict[str, Any] = {"provider": provider.info.name, "operation": "route", "resource": name}
+        if function.phase is Phase.FAILED:
+            message = f"the traffic of {name!r} could not be routed on {provider.info.name}: {function.reason or 'no reason given'}"
+            raise FailedPreconditionError(message, **where)
+        waited = time.monotonic() - begun
+        if waited >= within.total_seconds():
+            message = (
+                f"the traffic of {name!r} does not go where it was routed on {provider.info.name} after "
+                f"{within.total_seconds():g} s: repeat the command to go on waiting"
+            )
+            raise DeadlineExceededError(message, **where)
         renew()
         time.sleep(min(max(SHORTEST_POLL, waited / 10), LONGEST_POLL))
 

@@ -9,7 +9,7 @@ they raise is seen raw and sorted by `classify`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,7 @@ from polyserve.driver import (
 from polyserve.endpoint import Endpoint
 from polyserve.errors import PolyserveError
 from polyserve.planner import LABEL
-from polyserve.rollout import wait_ready
+from polyserve.rollout import wait_ready, wait_routed
 from polyserve.runtime.signature import Signature, TensorSpec
 from polyserve.testing.harness import Harness
 from polyserve.testing.packages import BREAKS_IMPORT
@@ -63,13 +63,19 @@ class Functions:
     def applied(self, *revisions: int) -> FunctionStatus:
         """Make revisions, wait until they are ready, and return the function's status."""
         for revision in revisions:
-            self.platform.apply(self.spec(revision))
-            self.wait(revision)
+            spec = self.spec(revision)
+            self.platform.apply(spec)
+            self.wait(spec)
         return self.platform.describe(NAME)
 
-    def wait(self, revision: int) -> RevisionStatus:
+    def wait(self, spec: FunctionSpec) -> RevisionStatus:
         """Wait until a revision is ready."""
-        return wait_ready(self.provider, NAME, revision, renew=lambda: None, within=timedelta(seconds=60))
+        return wait_ready(self.provider, spec, renew=lambda: None, within=timedelta(seconds=60))
+
+    def route(self, weights: Mapping[int, int]) -> None:
+        """Route traffic of the function, and wait until it goes there."""
+        self.platform.route(NAME, weights)
+        wait_routed(self.provider, NAME, weights, renew=lambda: None, within=timedelta(seconds=60))
 
     def code(self, call: Callable[[], object]) -> ErrorCode | None:
         """Return what `classify` makes of the error that a call raises; `None` where it raises none."""
@@ -126,7 +132,7 @@ class FunctionsContract:
 
     def test_applying_the_same_revision_again_changes_nothing(self, functions: Functions) -> None:
         functions.applied(1)
-        functions.platform.route(NAME, {1: 100})
+        functions.route({1: 100})
         before = functions.platform.describe(NAME)
 
         functions.platform.apply(functions.spec(1))
@@ -147,7 +153,7 @@ class FunctionsContract:
 
         functions.platform.apply(late)
 
-        assert functions.wait(1).reason is None
+        assert functions.wait(late).reason is None
 
     def test_another_spec_under_a_number_that_is_taken_already_exists(self, functions: Functions) -> None:
         functions.applied(1)
@@ -191,7 +197,7 @@ class FunctionsContract:
             assert code in {ErrorCode.NOT_FOUND, ErrorCode.FAILED_PRECONDITION, ErrorCode.INVALID_ARGUMENT}
             return
         with pytest.raises(PolyserveError, match="failed on"):
-            functions.wait(spec.revision)
+            functions.wait(spec)
         status = functions.platform.describe(NAME).revision(spec.revision)
         assert status is not None
         assert status.reason
@@ -199,7 +205,7 @@ class FunctionsContract:
     def test_traffic_goes_where_it_is_routed_and_routing_again_changes_nothing(self, functions: Functions) -> None:
         functions.applied(2, 3)
         for number in (2, 3, 3):
-            functions.platform.route(NAME, {number: 100})
+            functions.route({number: 100})
 
             assert functions.platform.describe(NAME).weights == {number: 100}
             with functions.endpoint() as endpoint:
@@ -209,7 +215,7 @@ class FunctionsContract:
         self, functions: Functions
     ) -> None:
         status = functions.applied(2, 3)
-        functions.platform.route(NAME, {3: 100})
+        functions.route({3: 100})
 
         assert [r.number for r in status.revisions] == [2, 3]
         for number in (2, 3):
@@ -223,7 +229,7 @@ class FunctionsContract:
             assert functions.code(lambda: functions.platform.route(NAME, split)) is ErrorCode.UNSUPPORTED
             return
 
-        functions.platform.route(NAME, split)
+        functions.route(split)
 
         assert functions.platform.describe(NAME).weights == split
         with functions.endpoint() as endpoint:
@@ -233,7 +239,7 @@ class FunctionsContract:
         self, functions: Functions
     ) -> None:
         functions.applied(2)
-        functions.platform.route(NAME, {2: 100})
+        functions.route({2: 100})
 
         assert functions.code(lambda: functions.platform.route(NAME, {9: 100})) is ErrorCode.FAILED_PRECONDITION
         assert functions.platform.describe(NAME).weights == {2: 100}
@@ -272,7 +278,7 @@ class FunctionsContract:
         functions.applied(1)
         functions.platform.apply(functions.spec(1, before))
         try:
-            wait_ready(functions.provider, before, 1, renew=lambda: None, within=timedelta(seconds=60))
+            functions.wait(functions.spec(1, before))
             # An account may have functions of others.
             found = [status.name for status in functions.platform.list(labels={}) if status.name in {NAME, before}]
         finally:
@@ -282,7 +288,7 @@ class FunctionsContract:
 
     def test_a_revision_without_traffic_can_be_removed_and_one_with_traffic_cannot(self, functions: Functions) -> None:
         functions.applied(2, 3)
-        functions.platform.route(NAME, {3: 100})
+        functions.route({3: 100})
         platform = functions.platform
 
         assert functions.code(lambda: platform.remove_revision(NAME, 3)) is ErrorCode.FAILED_PRECONDITION
@@ -299,7 +305,7 @@ class FunctionsContract:
         functions.platform.apply(broken)
 
         with pytest.raises(PolyserveError) as caught, functions.endpoint(1) as endpoint:
-            functions.wait(1)
+            functions.wait(broken)
             endpoint.invoke([[1.0, 2.0]])
 
         assert not caught.value.retryable
@@ -307,7 +313,7 @@ class FunctionsContract:
 
     def test_logs_come_in_order_and_from_a_moment_on(self, functions: Functions) -> None:
         functions.applied(1)
-        functions.platform.route(NAME, {1: 100})
+        functions.route({1: 100})
         with functions.endpoint() as endpoint:
             endpoint.invoke([[1.0, 2.0]], request_id="first")
             between = datetime.now(UTC)
@@ -329,7 +335,7 @@ class FunctionsContract:
 
     def test_a_deleted_function_can_be_made_anew_and_has_nothing_of_the_old_one(self, functions: Functions) -> None:
         functions.applied(1)
-        functions.platform.route(NAME, {1: 100})
+        functions.route({1: 100})
         with functions.endpoint() as endpoint:
             endpoint.invoke([[1.0, 2.0]], request_id="of-the-old-one")
 

@@ -85,9 +85,10 @@ class InvokerContract:
     def test_a_body_over_the_limit_is_refused_by_both_numbers(self, functions: Functions) -> None:
         spec = functions.spec(2)
         functions.platform.delete(NAME)
-        functions.platform.apply(replace(spec, request_bytes=1000))
-        functions.wait(2)
-        functions.platform.route(NAME, {2: 100})
+        small = replace(spec, request_bytes=1000)
+        functions.platform.apply(small)
+        functions.wait(small)
+        functions.route({2: 100})
 
         response = functions.send("/invocations", method="POST", body=b" " * 1001)
 
@@ -98,9 +99,10 @@ class InvokerContract:
     def test_a_request_over_its_time_is_given_up(self, functions: Functions) -> None:
         spec = functions.spec(2)
         functions.platform.delete(NAME)
-        functions.platform.apply(replace(spec, timeout=timedelta(seconds=1)))
-        functions.wait(2)
-        functions.platform.route(NAME, {2: 100})
+        short = replace(spec, timeout=timedelta(seconds=1))
+        functions.platform.apply(short)
+        functions.wait(short)
+        functions.route({2: 100})
 
         response = functions.send("/invocations", method="POST", body=b"[[-3, 0]]", **{"x-request-id": "abc"})
 
