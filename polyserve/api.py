@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from polyserve import registry
+from polyserve import emulation, registry
 from polyserve.bucket import Bucket
 from polyserve.deployment import Deployment, DeploymentStatus
 from polyserve.driver import Scaling
@@ -27,11 +27,23 @@ from polyserve.teardown import destroy as _destroy
 if TYPE_CHECKING:
     from polyserve.bundle import Bundle
 
+LOCAL = "local"
+"""The provider that runs on this machine anyway, so that there is nothing to emulate."""
+
+_ASKED = ("memory_mb", "min_instances", "max_instances", "environment")
+"""Portable settings that are arguments of `deploy` under their own name."""
+
 __all__ = ["connect", "deploy", "destroy", "list_deployments", "open_bucket", "package", "plan"]
 
 
 def plan(
-    model: object, *, name: str | None = None, provider: str | None = None, profile: str | None = None, **asked: Any
+    model: object,
+    *,
+    name: str | None = None,
+    provider: str | None = None,
+    profile: str | None = None,
+    emulate: bool | None = None,
+    **asked: Any,
 ) -> Plan:
     """Return what `deploy` with the same arguments would do. Changes nothing.
 
@@ -40,6 +52,7 @@ def plan(
         name: As `deploy`.
         provider: As `deploy`.
         profile: As `deploy`.
+        emulate: As `deploy`.
         **asked: Everything else that `deploy` takes.
 
     Raises:
@@ -47,7 +60,7 @@ def plan(
         SettingsError: A setting does not validate.
         PolyserveError: The provider does not answer.
     """
-    settings = _settings(provider, profile, asked)
+    settings = _settings(provider, profile, asked, emulate)
     target = _target(settings)
     try:
         desired, _, _ = _desired(model, name, settings, target, asked)
@@ -63,6 +76,7 @@ def deploy(
     name: str | None = None,
     provider: str | None = None,
     profile: str | None = None,
+    emulate: bool | None = None,
     sample: object = None,
     memory_mb: int | None = None,
     timeout: timedelta | float | None = None,
@@ -82,6 +96,8 @@ def deploy(
         name: The deployment's name; by default the package's.
         provider: The provider, by default the profile's, else `local`.
         profile: The profile of the settings.
+        emulate: Rehearse it: the provider's emulator on this machine instead of an account. It is started where it does not run, and keeps
+            what is deployed until it is stopped (`polyserve emulate NAME --stop`). `local` has no use for one.
         sample: Inputs for the golden sample, where `model` is not a package yet.
         memory_mb: Memory of one instance, in MiB.
         timeout: Longest time one request may take; a number is seconds.
@@ -109,7 +125,7 @@ def deploy(
         "canary": canary,
         "options": options,
     }
-    settings = _settings(provider, profile, asked)
+    settings = _settings(provider, profile, asked, emulate)
     target = _target(settings)
     try:
         desired, packaged, bundle = _desired(model, name, settings, target, asked)
@@ -120,28 +136,30 @@ def deploy(
         raise
 
 
-def connect(name: str, *, provider: str | None = None, profile: str | None = None) -> Deployment:
+def connect(
+    name: str, *, provider: str | None = None, profile: str | None = None, emulate: bool | None = None
+) -> Deployment:
     """Return a deployment that exists, from any process, any day.
 
     Raises:
         NotFoundError: No such deployment on that provider; the message lists those there are.
         SettingsError: A setting does not validate.
     """
-    target = _target(_settings(provider, profile, {}))
+    target = _target(_settings(provider, profile, {}, emulate))
     try:
         return Deployment(target, load(target.bucket, name)[0])
     except NotFoundError as error:
         raise _unknown(target, name) from error
 
 
-def destroy(name: str, *, provider: str | None = None, profile: str | None = None) -> None:
+def destroy(name: str, *, provider: str | None = None, profile: str | None = None, emulate: bool | None = None) -> None:
     """Delete a deployment and all that was made for it, also one that was left half-made.
 
     Raises:
         NotFoundError: Nothing of that name; the message lists the deployments there are.
         ConflictError: Somebody else is changing it.
     """
-    target = _target(_settings(provider, profile, {}))
+    target = _target(_settings(provider, profile, {}, emulate))
     try:
         _destroy(target, name)
     except NotFoundError as error:
@@ -150,9 +168,11 @@ def destroy(name: str, *, provider: str | None = None, profile: str | None = Non
         target.provider.close()
 
 
-def list_deployments(*, provider: str | None = None, profile: str | None = None) -> list[DeploymentStatus]:
+def list_deployments(
+    *, provider: str | None = None, profile: str | None = None, emulate: bool | None = None
+) -> list[DeploymentStatus]:
     """Return every deployment of a provider's bucket, by name."""
-    target = _target(_settings(provider, profile, {}))
+    target = _target(_settings(provider, profile, {}, emulate))
     try:
         return [
             DeploymentStatus(record=load(target.bucket, name)[0], function=describe(target.provider, name))
@@ -162,24 +182,27 @@ def list_deployments(*, provider: str | None = None, profile: str | None = None)
         target.provider.close()
 
 
-def open_bucket(name: str | None = None, *, provider: str | None = None, profile: str | None = None) -> Bucket:
+def open_bucket(
+    name: str | None = None, *, provider: str | None = None, profile: str | None = None, emulate: bool | None = None
+) -> Bucket:
     """Return a bucket of a provider, by default the one of the profile. Does not make one."""
-    settings = _settings(provider, profile, {})
+    settings = _settings(provider, profile, {}, emulate)
     return Bucket(_target(settings).provider, name or settings.bucket)
 
 
-def _settings(provider: str | None, profile: str | None, asked: Mapping[str, Any]) -> Settings:
+def _settings(
+    provider: str | None, profile: str | None, asked: Mapping[str, Any], emulate: bool | None = None
+) -> Settings:
     timeout = asked.get("timeout")
-    return resolve(
-        provider=provider,
-        profile=profile,
-        options=asked.get("options"),
-        memory_mb=asked.get("memory_mb"),
-        timeout_s=timeout.total_seconds() if isinstance(timeout, timedelta) else timeout,
-        min_instances=asked.get("min_instances"),
-        max_instances=asked.get("max_instances"),
-        environment=asked.get("environment"),
-    )
+    options = dict(asked.get("options") or {})
+    portable: dict[str, Any] = {key: asked.get(key) for key in _ASKED}
+    portable["timeout_s"] = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    portable["emulate"] = emulate
+    settings = resolve(provider, profile, options=options, **portable)
+    if not settings.emulate or settings.provider == LOCAL:
+        return settings
+    running = emulation.start(registry.info(settings.provider))
+    return resolve(provider, profile, options=options | dict(running.options), **portable)
 
 
 def _target(settings: Settings) -> Target:

@@ -47,6 +47,7 @@ _PREFIX = "POLYSERVE_"
 _REQUEST_BYTES = 64 << 20
 _DEFAULTS: Mapping[str, Any] = {
     "provider": "local",
+    "emulate": False,
     "bucket": "polyserve",
     "memory_mb": 512,
     "timeout_s": 30.0,
@@ -71,6 +72,7 @@ class Settings:
     Attributes:
         profile: The profile they are of.
         provider: Name of the provider.
+        emulate: Whether the provider's emulator on this machine is meant, and no account.
         bucket: Bucket that holds packages, bundles and records.
         memory_mb: Memory of one instance, in MiB.
         timeout_s: Longest time one request may take, in seconds.
@@ -86,6 +88,7 @@ class Settings:
 
     profile: str
     provider: str
+    emulate: bool
     bucket: str
     memory_mb: int
     timeout_s: float
@@ -283,6 +286,7 @@ def _types() -> Mapping[str, Any]:
     positive = Annotated[int, Meta(ge=1)]
     return {
         "provider": Annotated[str, Meta(min_length=1)],
+        "emulate": bool,
         "bucket": Annotated[str, Meta(min_length=1)],
         "memory_mb": positive,
         "timeout_s": Annotated[float, Meta(gt=0)],

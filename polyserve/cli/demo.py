@@ -87,7 +87,7 @@ class Result:
 @options.where
 @options.json_output
 @click.pass_context
-def command(ctx: click.Context, /, *, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(ctx: click.Context, /, *, where: options.Where, as_json: bool) -> None:
     """Train a classifier on scikit-learn's digits, package it, deploy it as digits-demo and call it over HTTP.
 
     All of it is real: a third of the 1,797 images is held out from training and sent to the deployment, and the
@@ -104,8 +104,8 @@ def command(ctx: click.Context, /, *, provider: str | None, profile: str | None,
         step = begin("training on scikit-learn's digits")
         trained = train()
         step.done("trained on scikit-learn's digits")
-        result = _run(trained, begin, provider, profile)
-    out.json(asdict(result)) if as_json else _show(out, result, provider, profile)
+        result = _run(trained, begin, where)
+    out.json(asdict(result)) if as_json else _show(out, result, where)
     if not result.answers_equal:
         ctx.exit(FAILED)
 
@@ -138,13 +138,13 @@ def train() -> Trained:
     return Trained(model=model, images=held_out, labels=held_out_labels, sample=seen[:8])
 
 
-def _run(trained: Trained, begin: Any, provider: str | None, profile: str | None) -> Result:
+def _run(trained: Trained, begin: Any, where: options.Where) -> Result:
     from polyserve import api
 
     step: Step = begin("packaging")
     package = api.package(trained.model, name=NAME, sample=trained.sample)
     step.done(f"package {package.digest[:12]}, {size(package.size_bytes)}")
-    _destroy_last(begin, provider, profile)
+    _destroy_last(begin, where)
     kinds: list[str] = []
     cold: list[float] = []
     show = listener(begin, kinds)
@@ -155,7 +155,7 @@ def _run(trained: Trained, begin: Any, provider: str | None, profile: str | None
         show(event)
 
     began = time.perf_counter()
-    deployment = api.deploy(package, name=NAME, provider=provider, profile=profile, on_event=on_event)
+    deployment = api.deploy(package, name=NAME, **where, on_event=on_event)
     seconds = time.perf_counter() - began
     with deployment:
         step = begin(f"sending {len(trained.images)} held-out images over HTTP")
@@ -186,13 +186,13 @@ def _run(trained: Trained, begin: Any, provider: str | None, profile: str | None
         )
 
 
-def _destroy_last(begin: Any, provider: str | None, profile: str | None) -> None:
+def _destroy_last(begin: Any, where: options.Where) -> None:
     """Destroy the deployment of a demo before this one, so that nothing of it is warm."""
     from polyserve import api
     from polyserve.errors import AlreadyExistsError, NotFoundError
 
     try:
-        with api.connect(NAME, provider=provider, profile=profile) as last:
+        with api.connect(NAME, **where) as last:
             strangers = {revision.model for revision in last.record.revisions} - {NAME}
     except NotFoundError:
         return
@@ -200,7 +200,7 @@ def _destroy_last(begin: Any, provider: str | None, profile: str | None) -> None
         message = f"the deployment {NAME!r} serves the model {min(strangers)!r}, not the demo's: destroy it first if nobody needs it"
         raise AlreadyExistsError(message, operation="demo", resource=NAME)
     step: Step = begin("destroying the demo that was there")
-    api.destroy(NAME, provider=provider, profile=profile)
+    api.destroy(NAME, **where)
     step.done("destroyed the demo that was there")
 
 
@@ -236,8 +236,8 @@ def _accuracy(answers: Sequence[Any], labels: np.ndarray) -> float:
     return round(right / len(labels), 6)
 
 
-def _show(out: Console, result: Result, provider: str | None, profile: str | None) -> None:
-    where = "".join(f" --{key} {value}" for key, value in (("provider", provider), ("profile", profile)) if value)
+def _show(out: Console, result: Result, where: options.Where) -> None:
+    again = options.spelt(where)
     verdict = Cell("equal, image by image", "green") if result.answers_equal else Cell("they differ", "bold red")
     out.line()
     out.line(Cell(result.deployment, "bold"), f" answers on {result.provider}, revision {result.revision}")
@@ -267,10 +267,10 @@ def _show(out: Console, result: Result, provider: str | None, profile: str | Non
     out.line()
     file = _shown(result.input_file)
     for title, line in (
-        ("try", f"polyserve invoke {result.deployment}{where} --file {file}"),
-        ("", f"polyserve metrics {result.deployment}{where}"),
-        ("", f"polyserve logs {result.deployment}{where} --follow"),
-        ("", f"polyserve destroy {result.deployment}{where}"),
+        ("try", f"polyserve invoke {result.deployment}{again} --file {file}"),
+        ("", f"polyserve metrics {result.deployment}{again}"),
+        ("", f"polyserve logs {result.deployment}{again} --follow"),
+        ("", f"polyserve destroy {result.deployment}{again}"),
     ):
         out.line(Cell(f"  {title.ljust(3)}  ", "dim"), Cell(line, "cyan"))
 

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 @options.shape
 @options.where
 @options.json_output
-def command(
-    *, model: str, name: str | None, provider: str | None, profile: str | None, as_json: bool, **given: Any
-) -> None:
+def command(*, model: str, name: str | None, where: options.Where, as_json: bool, **given: Any) -> None:
     """Deploy MODEL: a file, a package, or module:attribute.
 
     Uploads the bundle if it is not there, makes a revision, waits for it, replays the package's sample on it, and
@@ -38,14 +36,12 @@ def command(
 
     out = Console(as_json=as_json)
     # A mistyped provider or profile is told before the work of packaging, not after it.
-    resolve(provider=provider, profile=profile)
+    resolve(**where)
     package = build(out, model, name=name, sample=given["sample"])
     shaped = options.shaped(given)
     began, kinds = time.perf_counter(), list[str]()
     with out.progress() as begin:
-        deployment = api.deploy(
-            package, name=name, provider=provider, profile=profile, on_event=listener(begin, kinds), **shaped
-        )
+        deployment = api.deploy(package, name=name, **where, on_event=listener(begin, kinds), **shaped)
     seconds = time.perf_counter() - began
     with deployment:
         if package.golden_request() is None:
@@ -59,7 +55,7 @@ def command(
             took = {"bundle_bytes": revision.artifact.size, "deploy_seconds": round(seconds, 3)}
             out.json({**described(status), **facts, **took})
             return
-        _show(out, deployment, revision, changed=bool(kinds), seconds=seconds, url=status.url)
+        _show(out, deployment, revision, changed=bool(kinds), seconds=seconds, url=status.url, again=options.spelt(where))
 
 
 def listener(begin: Callable[[str], Step], kinds: list[str]) -> Callable[[Event], None]:
@@ -91,7 +87,14 @@ def served(deployment: Deployment, *, canary: bool) -> Revision:
 
 
 def _show(
-    out: Console, deployment: Deployment, revision: Revision, *, changed: bool, seconds: float, url: str | None
+    out: Console,
+    deployment: Deployment,
+    revision: Revision,
+    *,
+    changed: bool,
+    seconds: float,
+    url: str | None,
+    again: str,
 ) -> None:
     record = deployment.record
     headline = f" revision {revision.number} on {deployment.provider}"
@@ -107,7 +110,9 @@ def _show(
     )
     if record.canary is not None:
         out.next(
-            f"polyserve metrics {record.name}", f"polyserve promote {record.name}", f"polyserve rollback {record.name}"
+            *(f"polyserve {verb} {record.name}{again}" for verb in ("metrics", "promote", "rollback"))
         )
     else:
-        out.next(f"polyserve invoke {record.name} --file INPUT", f"polyserve logs {record.name} --follow")
+        out.next(
+            f"polyserve invoke {record.name}{again} --file INPUT", f"polyserve logs {record.name}{again} --follow"
+        )

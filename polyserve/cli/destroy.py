@@ -15,9 +15,7 @@ from polyserve.cli.exit_codes import FAILED
 @options.where
 @options.json_output
 @click.pass_context
-def command(
-    ctx: click.Context, /, *, name: str, yes: bool, provider: str | None, profile: str | None, as_json: bool
-) -> None:
+def command(ctx: click.Context, /, *, name: str, yes: bool, where: options.Where, as_json: bool) -> None:
     """Delete the deployment NAME: function, instances, bundles, logs and record. Nothing is left, and nothing can bring it back.
 
     Asks first on a terminal. Where nobody can be asked (a pipe, a script, --json) it is refused without --yes.
@@ -35,7 +33,7 @@ def command(
             ctx.exit(FAILED)
     with out.progress() as begin:
         step = begin(f"destroying {name}")
-        api.destroy(name, provider=provider, profile=profile)
+        api.destroy(name, **where)
         step.drop()
     if as_json:
         out.json({"name": name, "destroyed": True})

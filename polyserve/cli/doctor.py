@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import sys
@@ -57,7 +56,7 @@ class Finding:
 @options.where
 @options.json_output
 @click.pass_context
-def command(ctx: click.Context, /, *, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(ctx: click.Context, /, *, where: options.Where, as_json: bool) -> None:
     """Check Python, the directories, the settings and where each was read, the providers and their SDKs, and every deployment.
 
     Changes nothing. Exits with 1 if there is a problem; each comes with the way out.
@@ -65,7 +64,7 @@ def command(ctx: click.Context, /, *, provider: str | None, profile: str | None,
     out = Console(as_json=as_json)
     with out.progress() as begin:
         step = begin("looking")
-        found, settings = examine(provider, profile)
+        found, settings = examine(where)
         step.drop()
     problems = [finding for finding in found if finding.verdict is Verdict.PROBLEM]
     if as_json:
@@ -77,14 +76,14 @@ def command(ctx: click.Context, /, *, provider: str | None, profile: str | None,
         ctx.exit(FAILED)
 
 
-def examine(provider: str | None, profile: str | None) -> tuple[list[Finding], Settings | None]:
+def examine(where: options.Where) -> tuple[list[Finding], Settings | None]:
     """Make all checks; the settings are `None` where they do not validate."""
     from polyserve import settings as settings_
     from polyserve.errors import PolyserveError
 
     found = [_python(), *_directories(), *_providers()]
     try:
-        settings = settings_.resolve(provider=provider, profile=profile)
+        settings = settings_.resolve(**where)
     except PolyserveError as error:
         way_out = "mend it where it was written; `polyserve doctor` again shows whether it is"
         found.append(Finding(check="settings", verdict=Verdict.PROBLEM, seen=error.message, way_out=way_out))
@@ -93,7 +92,7 @@ def examine(provider: str | None, profile: str | None) -> tuple[list[Finding], S
     origin = f"read from {', '.join(files)}" if files else "no polyserve.toml in use, defaults and environment only"
     seen = f"profile {settings.profile}, provider {settings.provider}, bucket {settings.bucket}; {origin}"
     found.append(Finding(check="settings", verdict=Verdict.OK, seen=seen))
-    found += _deployments(provider, profile)
+    found += _deployments(where)
     return found, settings
 
 
@@ -106,9 +105,10 @@ def _python() -> Finding:
 
 
 def _directories() -> Iterator[Finding]:
+    from polyserve.emulation import home_directory
     from polyserve.model.storage import cache_directory
 
-    home = Path(os.environ.get("POLYSERVE_HOME") or "~/.polyserve").expanduser().absolute()
+    home = home_directory()
     for check, variable, path in (("home", "POLYSERVE_HOME", home), ("cache", "POLYSERVE_CACHE", cache_directory())):
         trouble = _not_writable(path)
         way_out = f"make it writable, or set {variable} to a directory that is" if trouble else ""
@@ -141,12 +141,12 @@ def _providers() -> Iterator[Finding]:
             yield Finding(check=f"provider {name}", verdict=Verdict.OK, seen=f"{info.title}, ready")
 
 
-def _deployments(provider: str | None, profile: str | None) -> Iterator[Finding]:
+def _deployments(where: options.Where) -> Iterator[Finding]:
     from polyserve import api
     from polyserve.errors import PolyserveError
 
     try:
-        found = api.list_deployments(provider=provider, profile=profile)
+        found = api.list_deployments(**where)
     except PolyserveError as error:
         way_out = "see that the provider can be reached and that you are signed in there"
         yield Finding(check="deployments", verdict=Verdict.PROBLEM, seen=error.message, way_out=way_out)

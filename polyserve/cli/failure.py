@@ -69,6 +69,8 @@ def show_interruption(*, as_json: bool) -> None:
 def _hints(error: PolyserveError) -> Iterator[str]:
     """Yield what to do next, where the message itself does not say it."""
     provider = f" --provider {error.provider}" if error.provider else ""
+    # The error does not know where it was looked for; the words that were typed do.
+    provider += " --emulate" if "--emulate" in sys.argv else ""
     match error:
         case PlanRefused():
             # A refusal is a sentence with its own way out; the message counts or joins them.

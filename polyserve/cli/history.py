@@ -14,12 +14,12 @@ from polyserve.cli.console import Cell, Column, Console, clock, compact, stamp
 @options.named
 @options.where
 @options.json_output
-def command(*, name: str, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(*, name: str, where: options.Where, as_json: bool) -> None:
     """Show what was done to the deployment NAME, oldest first: deploys, canaries, rollbacks, scaling."""
     from polyserve import api
 
     out = Console(as_json=as_json)
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         entries = deployment.history()
     if as_json:
         out.json([asdict(entry) | {"at": stamp(entry.at), "revision": entry.revision or None} for entry in entries])

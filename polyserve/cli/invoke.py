@@ -27,8 +27,7 @@ def command(
     data: str | None,
     file: str | None,
     timeout: float | None,
-    provider: str | None,
-    profile: str | None,
+    where: options.Where,
     as_json: bool,
 ) -> None:
     """Send input to the deployment NAME and print its answer as JSON.
@@ -43,7 +42,7 @@ def command(
     if (data is None) == (file is None):
         raise click.UsageError("give the input with either --data or --file", click.get_current_context())
     out = Console(as_json=as_json)
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         kind = deployment.endpoint.signature.input_kind
         value = values.from_json(data, "--data") if data is not None else values.read(file or "", kind=kind)
         wait = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}

@@ -19,18 +19,18 @@ PHASES = {"ready": "green", "provisioning": "yellow", "deleting": "yellow", "fai
 @click.command("list", short_help="List the deployments.")
 @options.where
 @options.json_output
-def command(*, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(*, where: options.Where, as_json: bool) -> None:
     """List the deployments of a provider: --provider, or the one of the settings."""
     from polyserve import api
 
     out = Console(as_json=as_json)
-    found = api.list_deployments(provider=provider, profile=profile)
+    found = api.list_deployments(**where)
     if as_json:
         out.json([described(status) for status in found])
         return
     if not found:
         out.line("no deployments yet")
-        out.next("polyserve demo", "polyserve deploy MODEL")
+        out.next(f"polyserve demo{options.spelt(where)}", f"polyserve deploy MODEL{options.spelt(where)}")
         return
     out.table(
         [

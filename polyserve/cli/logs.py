@@ -29,8 +29,7 @@ def command(
     follow: bool,
     since: datetime | None,
     requests: bool,
-    provider: str | None,
-    profile: str | None,
+    where: options.Where,
     as_json: bool,
 ) -> None:
     """Show what the deployment NAME wrote, oldest first: a line for every request and start, and whatever the model printed.
@@ -42,7 +41,7 @@ def command(
     from polyserve.metrics import request_line
 
     out = Console(as_json=as_json)
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         try:
             for event in deployment.logs(since=since, follow=follow):
                 line = request_line(event.message)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @options.since
 @options.where
 @options.json_output
-def command(*, name: str, since: datetime | None, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(*, name: str, since: datetime | None, where: options.Where, as_json: bool) -> None:
     """Show what the deployment NAME did, per revision: requests, errors, latency, cold starts, instances.
 
     Latency is in milliseconds, from a request's arrival at the instance to its answer; the way there and back is not
@@ -29,13 +29,13 @@ def command(*, name: str, since: datetime | None, provider: str | None, profile:
     from polyserve import api
 
     out = Console(as_json=as_json)
-    with api.connect(name, provider=provider, profile=profile) as deployment:
-        found, where = deployment.metrics(since=since), deployment.provider
+    with api.connect(name, **where) as deployment:
+        found, provider = deployment.metrics(since=since), deployment.provider
     if as_json:
         times = {"first_at": stamp(found.first_at), "last_at": stamp(found.last_at)}
-        out.json({"name": name, "provider": where, **found.to_dict(), **times})
+        out.json({"name": name, "provider": provider, **found.to_dict(), **times})
         return
-    out.line(Cell(name, "bold"), f" on {where}")
+    out.line(Cell(name, "bold"), f" on {provider}")
     out.fields(
         [
             ("running", "-" if found.instances is None else str(found.instances)),

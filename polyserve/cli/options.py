@@ -7,7 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypedDict, TypeVar
 
 import click
 
@@ -27,13 +28,42 @@ def model(command: F) -> F:
     return click.argument("model", callback=_importable)(command)
 
 
-def where(command: F) -> F:
-    """Add --provider and --profile."""
-    profile = click.option("--profile", metavar="NAME", help="Named settings of polyserve.toml.")
-    provider = click.option(
-        "--provider", metavar="NAME", help="local, aws, ...; default: from the settings, else local."
-    )
-    return provider(profile(command))
+class Where(TypedDict):
+    """Which provider a command is about, as every verb of the API takes it."""
+
+    provider: str | None
+    profile: str | None
+    emulate: bool | None
+
+
+def where(command: Callable[..., object]) -> Callable[..., object]:
+    """Add --provider, --profile and --emulate, and give them to the command as one argument, `where`."""
+
+    @wraps(command)
+    def gathered(
+        *args: object, provider: str | None, profile: str | None, emulate: bool | None, **rest: object
+    ) -> object:
+        return command(*args, where=Where(provider=provider, profile=profile, emulate=emulate), **rest)
+
+    adding: Callable[..., object] = gathered
+    for add in (
+        click.option(
+            "--emulate",
+            is_flag=True,
+            default=None,
+            help="Rehearse it: the provider's emulator on this machine, no account.",
+        ),
+        click.option("--profile", metavar="NAME", help="Named settings of polyserve.toml."),
+        click.option("--provider", metavar="NAME", help="local, aws, ...; default: from the settings, else local."),
+    ):
+        adding = add(adding)
+    return adding
+
+
+def spelt(where: Where) -> str:
+    """Return the options of `where` as they are typed, each with a space before it."""
+    words = "".join(f" --{key} {value}" for key, value in where.items() if key != "emulate" and value)
+    return f"{words} --emulate" if where["emulate"] else words
 
 
 def json_output(command: F) -> F:

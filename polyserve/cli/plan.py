@@ -27,8 +27,7 @@ def command(
     *,
     model: str,
     name: str | None,
-    provider: str | None,
-    profile: str | None,
+    where: options.Where,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -42,9 +41,9 @@ def command(
 
     out = Console(as_json=as_json)
     # A mistyped provider or profile is told before the work of packaging, not after it.
-    resolve(provider=provider, profile=profile)
+    resolve(**where)
     package = build(out, model, name=name, sample=given["sample"])
-    planned = api.plan(package, name=name, provider=provider, profile=profile, **options.shaped(given))
+    planned = api.plan(package, name=name, **where, **options.shaped(given))
     out.json(planned.to_dict()) if as_json else _show(out, planned)
     if planned.refusals:
         ctx.exit(REFUSED)

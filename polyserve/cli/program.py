@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "destroy": "Delete a deployment and all that belongs to it.",
     },
     "Set it up": {
+        "emulate": "Run a cloud's emulator here, to rehearse without an account.",
         "providers": "List the providers and what they can do.",
         "doctor": "Check this machine and the configuration.",
     },

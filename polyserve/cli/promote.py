@@ -13,10 +13,10 @@ from polyserve.cli.traffic import show
 @options.named
 @options.where
 @options.json_output
-def command(*, name: str, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(*, name: str, where: options.Where, as_json: bool) -> None:
     """Give the canary of the deployment NAME all the traffic."""
     from polyserve import api
 
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         deployment.promote()
         show(Console(as_json=as_json), name, deployment.record.weights)

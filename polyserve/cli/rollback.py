@@ -14,7 +14,7 @@ from polyserve.cli.traffic import show
 @click.option("--to", type=click.IntRange(min=1), metavar="REVISION", help="This revision, however old.")
 @options.where
 @options.json_output
-def command(*, name: str, to: int | None, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(*, name: str, to: int | None, where: options.Where, as_json: bool) -> None:
     """Take the traffic of the deployment NAME back.
 
     While a canary runs, its share goes back to the stable revision; else all the traffic goes to the revision that
@@ -22,6 +22,6 @@ def command(*, name: str, to: int | None, provider: str | None, profile: str | N
     """
     from polyserve import api
 
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         deployment.rollback(to=to)
         show(Console(as_json=as_json), name, deployment.record.weights)

@@ -21,8 +21,7 @@ def command(
     name: str,
     min_instances: int | None,
     max_instances: int | None,
-    provider: str | None,
-    profile: str | None,
+    where: options.Where,
     as_json: bool,
 ) -> None:
     """Set how many instances the deployment NAME may have, in place. A bound that is not given stays."""
@@ -31,7 +30,7 @@ def command(
     if min_instances is None and max_instances is None:
         raise click.UsageError("give --min, --max or both", click.get_current_context())
     out = Console(as_json=as_json)
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         scaling = deployment.scale(min_instances=min_instances, max_instances=max_instances)
     if as_json:
         out.json({"name": name, **asdict(scaling)})

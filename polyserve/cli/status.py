@@ -21,12 +21,12 @@ STATES = {"verified": "green", "pending": "yellow", "failed": "red"}
 @options.named
 @options.where
 @options.json_output
-def command(*, name: str, provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(*, name: str, where: options.Where, as_json: bool) -> None:
     """Show the deployment NAME: where it is, its traffic, its revisions and what runs."""
     from polyserve import api
 
     out = Console(as_json=as_json)
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         status = deployment.status()
     if as_json:
         out.json(described(status))

@@ -15,13 +15,13 @@ from polyserve.cli.console import Cell, Console, shares
 @click.argument("shares", nargs=-1, metavar="[REVISION=PERCENT]...")
 @options.where
 @options.json_output
-def command(*, name: str, shares: tuple[str, ...], provider: str | None, profile: str | None, as_json: bool) -> None:
+def command(*, name: str, shares: tuple[str, ...], where: options.Where, as_json: bool) -> None:
     """Split the traffic of the deployment NAME between revisions; the percents sum to 100. Without any, show it."""
     from polyserve import api
 
     out = Console(as_json=as_json)
     weights = _weights(shares)
-    with api.connect(name, provider=provider, profile=profile) as deployment:
+    with api.connect(name, **where) as deployment:
         if weights:
             deployment.traffic(weights)
         show(out, name, deployment.record.weights)

@@ -163,8 +163,10 @@ def deployment(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
     made = Recorded()
 
-    def connect(name: str, *, provider: str | None = None, profile: str | None = None) -> Recorded:
-        made.asked.append(("connect", name, provider, profile))
+    def connect(
+        name: str, *, provider: str | None = None, profile: str | None = None, emulate: bool | None = None
+    ) -> Recorded:
+        made.asked.append(("connect", name, provider, profile, emulate))
         if name != made.name:
             raise NotFoundError(f"no deployment {name!r} on local: there are iris", provider="local", resource=name)
         return made

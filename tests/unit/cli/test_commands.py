@@ -79,7 +79,7 @@ def test_plan_shows_steps_and_limits(run, package, monkeypatch):
     assert "1. apply   make revision 2" in result.stdout
     assert "timeout   30 s  3,600 s  ok" in result.stdout
     assert asked == [
-        {"name": None, "provider": None, "profile": None, "memory_mb": 256, "min_instances": None,
+        {"name": None, "provider": None, "profile": None, "emulate": None, "memory_mb": 256, "min_instances": None,
          "max_instances": None, "canary": 10, "timeout": timedelta(seconds=2.5), "environment": {"A": "1=2"}}
     ]  # fmt: skip
 
@@ -132,8 +132,8 @@ def test_deploy_passes_what_was_asked_and_shows_where_it_answers(run, package, m
     )
 
     assert asked == [
-        (package, {"name": "iris", "provider": "local", "profile": "dev", "memory_mb": None, "min_instances": 1,
-                   "max_instances": 4, "canary": None, "timeout": None, "environment": None})
+        (package, {"name": "iris", "provider": "local", "profile": "dev", "emulate": None, "memory_mb": None,
+                   "min_instances": 1, "max_instances": 4, "canary": None, "timeout": None, "environment": None})
     ]  # fmt: skip
     assert result.stdout.startswith("iris revision 1 on local\n")
     assert "http://127.0.0.1:4321" in result.stdout
@@ -268,10 +268,12 @@ def test_a_deployment_that_is_not_there_is_not_found(run, deployment):
     ]
 
 
-def test_provider_and_profile_reach_the_api(run, deployment):
-    run("history", "iris", "--provider", "local", "--profile", "dev")
+def test_provider_and_profile_and_the_emulator_reach_the_api(run, deployment):
+    run("history", "iris", "--provider", "local", "--profile", "dev", "--emulate")
+    run("history", "iris")
 
-    assert deployment.asked[0] == ("connect", "iris", "local", "dev")
+    assert deployment.asked[0] == ("connect", "iris", "local", "dev", True)
+    assert [call for call in deployment.asked if call[0] == "connect"][1] == ("connect", "iris", None, None, None)
 
 
 def test_history_is_oldest_first(run, deployment):
