@@ -64,6 +64,7 @@ class Manifest:
         sample: Paths of the golden `request` and `answer`, and the `*_json_bytes` of binary ones; `None` where there is no sample.
         tolerance: How far a float may be from the golden answer.
         files: Every file by posix path, but the manifest.
+        origin: What the package was made of, where it was made of another one: that one's `digest` and what was done; `None` otherwise.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Manifest:
     sample: Mapping[str, str | int] | None
     tolerance: Tolerance
     files: Mapping[str, FileEntry]
+    origin: Mapping[str, object] | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> bytes:
@@ -95,6 +97,7 @@ class Manifest:
                 "sample": None if self.sample is None else dict(self.sample),
                 "tolerance": {"relative": self.tolerance.relative, "absolute": self.tolerance.absolute},
                 "files": {path: {"sha256": entry.sha256, "size": entry.size} for path, entry in self.files.items()},
+                **({} if self.origin is None else {"origin": dict(self.origin)}),
             },
             sort_keys=True,
             separators=(",", ":"),
@@ -241,6 +244,7 @@ def _from_fields(fields: dict[str, object]) -> Manifest:
         tolerance = cast("dict[str, float]", fields["tolerance"])
         files = cast("dict[str, dict[str, str | int]]", fields["files"])
         sample = cast("dict[str, str | int] | None", fields["sample"])
+        origin = cast("dict[str, object] | None", fields.get("origin"))
         manifest = Manifest(
             name=_text(fields, "name"),
             python=_text(fields, "python"),
@@ -255,6 +259,7 @@ def _from_fields(fields: dict[str, object]) -> Manifest:
             files={
                 path: FileEntry(sha256=str(entry["sha256"]), size=int(entry["size"])) for path, entry in files.items()
             },
+            origin=None if origin is None else dict(origin),
         )
     except KeyError as error:
         raise ManifestError(f"{FILE_NAME} lacks {error.args[0]!r}") from error

@@ -57,6 +57,14 @@ def test_what_was_written_is_what_is_read():
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+def test_a_package_made_of_another_says_of_which_and_others_do_not_mention_it():
+    made = described(origin={"digest": "a" * 64, "method": "int8"})
+
+    assert Manifest.from_json(made.to_json()) == made
+    assert made.digest != described().digest
+    assert "origin" not in json.loads(described().to_json())
+
+
 @pytest.mark.parametrize(
     ("raw", "told"),
     [
