@@ -22,6 +22,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import hypothesis
 import pytest
@@ -243,3 +245,76 @@ def _ends(pid: int, patience_s: float) -> bool:
         return bool(select.select([handle], [], [], patience_s)[0])
     finally:
         os.close(handle)
+
+
+# --- small trained models, modules of a made-up user, and a client without a network; imported by those who ask for them ---------------
+
+
+@pytest.fixture(scope="session")
+def iris() -> tuple[Any, Any]:
+    """Return rows and labels of a small data set."""
+    from sklearn.datasets import load_iris
+
+    return load_iris(return_X_y=True)
+
+
+@pytest.fixture(scope="session")
+def forest(iris: tuple[Any, Any]) -> Any:
+    """Return a small forest."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(8, random_state=0).fit(*iris)
+
+
+@pytest.fixture(scope="session")
+def regression(iris: tuple[Any, Any]) -> Any:
+    """Return a small linear classifier."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=200).fit(*iris)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Write modules into a directory on sys.path, by path without suffix; forget them afterwards."""
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.syspath_prepend(str(root))
+
+    def write(sources: dict[str, str]) -> Path:
+        for name, source in sources.items():
+            file = root / f"{name}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(dedent(source))
+        return root
+
+    yield write
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def ask() -> Callable[..., dict[str, Any]]:
+    """Send a value to a package as a client would, and return the answer's arrays by name."""
+    from polyserve.exchange import encode
+    from polyserve.runtime import protocol
+    from polyserve.runtime.host import Host
+    from polyserve.runtime.messages import Request
+
+    def ask(made: Any, value: object, outputs: Any = None) -> dict[str, Any]:
+        host = Host(made.root, sink=lambda line: None)
+        host.load()
+        body, headers = encode(value, made.signature, outputs)
+        response = host.handle(Request(path=f"/v2/models/{made.name}/infer", headers=headers, body=body))
+        assert response.status == 200, response.body
+        if (golden := made.golden_request()) is not None:
+            assert made.difference(host.handle(golden)) is None
+        tensors, _ = protocol.parse_response(response.body, response.headers)
+        described = {spec.name: spec for spec in made.signature.outputs}
+        for tensor in tensors:
+            tensor.parameters = described[tensor.name].parameters
+            assert tensor.datatype == described[tensor.name].datatype
+        return {tensor.name: tensor.numpy() for tensor in tensors}
+
+    return ask

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
@@ -61,12 +61,13 @@ class Environment:
             found = exact or found
         return canonicalize_name(found[0].metadata["Name"]) if found else None
 
-    def lock(self, roots: Iterable[str], extra: Sequence[str] = ()) -> tuple[str, ...]:
+    def lock(self, roots: Iterable[str], extra: Sequence[str] = (), *, bare: Container[str] = ()) -> tuple[str, ...]:
         """Return `name==version` of distributions and of whatever they need at runtime, sorted.
 
         Args:
             roots: Names of the distributions that the model needs.
             extra: Further requirements, such as `"pillow"` or `"pillow>=11"`, that nobody could see.
+            bare: Names of distributions whose own requirements are left out.
 
         Raises:
             PackageError: One is not installed, is not of the version asked for, or is one that no package index has.
@@ -89,7 +90,8 @@ class Environment:
                 continue  # it works here without, as where a package was installed without its dependencies
             if item[0] not in locked:
                 locked[item[0]] = _version(installed)
-            pending.extend(_needs(installed, item[1]))
+            if item[0] not in bare:
+                pending.extend(_needs(installed, item[1]))
         return tuple(sorted(f"{name}=={version}" for name, version in locked.items()))
 
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,10 @@ def _fill(
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         flavor=chosen.NAME,
         loader=saved.loader,
-        requirements=environment.lock(needed, requirements),
+        requirements=environment.lock(needed, requirements, bare=saved.bare),
         signature=Signature(input_kind=kind, output_kind="array", inputs=specs, outputs=()),
         row_wise=False,
-        safe=chosen.SAFE,
+        safe=chosen.SAFE if saved.safe is None else saved.safe,
         sample=None,
         tolerance=Tolerance(),
         files={},
@@ -146,7 +147,7 @@ def _fill(
         described = golden.write(root, inputs, done.outputs, tolerance)
     return replace(
         manifest,
-        requirements=environment.lock(needed, requirements),
+        requirements=environment.lock(needed, requirements, bare=saved.bare),
         signature=done.signature,
         row_wise=done.row_wise and sample is not None,
         sample=described,
@@ -162,9 +163,9 @@ def _inputs(sample: object, saved: Saved) -> tuple[str, tuple[TensorSpec, ...], 
             message = f"{saved.name} does not say what its input is: pass a sample, such as sample=X[:8]"
             raise _refusal(message, "sample")
         kind, specs = saved.inputs
-        return kind, specs, [Tensor(s.name, s.datatype, (2, *s.shape[1:]), [0.0] * _count(s)) for s in specs]
+        return kind, specs, [_zeros(spec) for spec in specs]
     try:
-        kind, specs = values.describe(sample)
+        kind, specs = values.describe(sample) if saved.takes is None else saved.takes(sample)
         tensors = values.to_tensors(sample, specs, kind)
     except RequestError as error:
         message = f"the sample cannot be sent as a request: {error.message}"
@@ -185,16 +186,15 @@ def _distributions(kind: str, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
     return ("numpy",) if arrays else ()
 
 
-def _count(spec: TensorSpec) -> int:
-    count = 2
-    for length in spec.shape[1:]:
-        count *= length
-    return count
+def _zeros(spec: TensorSpec) -> Tensor:
+    """Return an input of two rows, or of as many as the model asks for."""
+    shape = tuple(2 if length == -1 else length for length in spec.shape)
+    return Tensor(spec.name, spec.datatype, shape, [0] * prod(shape), spec.parameters)
 
 
 def _rehearsed(root: Path, manifest: Manifest, inputs: Sequence[Tensor], saved: Saved, *, is_sample: bool) -> Rehearsal:
     try:
-        return rehearse(root, manifest, inputs, saved.output_name)
+        return rehearse(root, manifest, inputs, saved.output_name, saved.shapes)
     except RehearsalError as error:
         if error.missing is not None and error.missing.startswith("polyserve."):
             message = (

@@ -72,7 +72,13 @@ class RehearsalError(Exception):
         self.missing = missing
 
 
-def rehearse(root: Path, manifest: Manifest, inputs: Sequence[Tensor], output_name: str) -> Rehearsal:
+def rehearse(
+    root: Path,
+    manifest: Manifest,
+    inputs: Sequence[Tensor],
+    output_name: str,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Rehearsal:
     """Load the package and have it answer.
 
     Args:
@@ -80,13 +86,28 @@ def rehearse(root: Path, manifest: Manifest, inputs: Sequence[Tensor], output_na
         manifest: Its manifest, with the signature's inputs.
         inputs: The sample.
         output_name: What to call an output that has no name of its own.
+        shapes: Shapes of outputs, by name, that are known better than from one answer.
 
     Raises:
         RehearsalError: It cannot be loaded, refuses the sample, fails, or gives what no tensor can hold.
     """
     if (root / modules.CODE).is_dir():
-        return _rehearse_apart(root, manifest, inputs, output_name)
-    return _rehearse_here(root, manifest, inputs, output_name)
+        return _with_shapes(_rehearse_apart(root, manifest, inputs, output_name), shapes or {})
+    return _with_shapes(_rehearse_here(root, manifest, inputs, output_name), shapes or {})
+
+
+def _with_shapes(done: Rehearsal, shapes: Mapping[str, tuple[int, ...]]) -> Rehearsal:
+    outputs = tuple(
+        replace(spec, shape=_merged(spec.shape, shapes.get(spec.name, spec.shape))) for spec in done.signature.outputs
+    )
+    return replace(done, signature=replace(done.signature, outputs=outputs))
+
+
+def _merged(seen: tuple[int, ...], known: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what is known of a shape; where an answer was seen to be of another rank or length, that is believed."""
+    if len(seen) != len(known):
+        return seen
+    return tuple(length if -1 in {have, length} else have for have, length in zip(seen, known, strict=True))
 
 
 def _rehearse_here(root: Path, manifest: Manifest, inputs: Sequence[Tensor], output_name: str) -> Rehearsal:

@@ -4,13 +4,14 @@ A flavor has two halves. The one here runs where the model is packaged: it recog
 The other, of the same name in `polyserve.runtime.loaders`, runs in the function and loads what this one saved. To add a flavor,
 copy `sklearn.py` on both sides and add its name to `FLAVORS`, before those that would take its models for theirs.
 
-Recognising a model imports no framework: an object is known by the modules of its classes, a file by its suffix.
+Recognising a model imports no framework: an object is known by the modules of its classes, a file by its suffix, and by how it begins
+where other things have that suffix too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -18,7 +19,7 @@ from typing import Protocol, cast
 from polyserve.errors import PackageError
 from polyserve.runtime.signature import TensorSpec
 
-FLAVORS = ("sklearn", "python")
+FLAVORS = ("onnx", "sklearn", "python")
 """Every flavor, the most particular first: the first that recognises a model has it."""
 
 
@@ -32,22 +33,33 @@ class Saved:
         modules: Modules that loading will import, by their name in this process. Their distributions are locked; the user's own
             travel as code.
         distributions: Distributions that the loader itself needs.
+        bare: Distributions that are locked without what they ask for, since serving imports none of it.
         renamed: Modules that travel under another name, such as `__main__`.
         inputs: What is known of the inputs without a sample, as a kind and specs; `None` where nothing is.
+        takes: How the inputs that the model itself names take a sample: its kind, and specs to cast it to. `None` where the sample
+            decides. Raises RequestError where the sample cannot be what the model takes.
+        shapes: Shapes of outputs that the model knows better than an answer shows, by name.
         output_name: What to call the only output.
+        safe: Whether loading what was saved runs no code of the model's own; `None` for what the flavor says.
     """
 
     loader: Mapping[str, object]
     name: str
     modules: frozenset[str]
     distributions: tuple[str, ...] = ()
+    bare: frozenset[str] = frozenset()
     renamed: Mapping[str, str]
     inputs: tuple[str, tuple[TensorSpec, ...]] | None = None
+    takes: Callable[[object], tuple[str, tuple[TensorSpec, ...]]] | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output_name: str = "output"
+    safe: bool | None = None
 
 
 class Flavor(Protocol):
     """What a flavor's module implements, as module-level names.
+
+    A flavor whose suffixes others use too has `reads(path: Path) -> bool` besides, which looks at how the file begins.
 
     Attributes:
         NAME: The flavor's name: that of its module here and of its loader.
@@ -100,7 +112,7 @@ def detect(model: object) -> Flavor:
         PackageError: It is none's; the message says what can be packaged.
     """
     for known in map(flavor, FLAVORS):
-        if model_suffix(model) in known.SUFFIXES if isinstance(model, Path) else known.recognises(model):
+        if _reads(known, model) if isinstance(model, Path) else known.recognises(model):
             return known
     suffixes = ", ".join(suffix for known in map(flavor, FLAVORS) for suffix in known.SUFFIXES)
     what = (
@@ -111,10 +123,16 @@ def detect(model: object) -> Flavor:
     if isinstance(model, type):
         what = f"class {model.__qualname__!r}, which has no predict(inputs),"
     message = (
-        f"{what} is not a model that polyserve knows: pass a fitted scikit-learn estimator, a function, a class with predict(), "
+        f"{what} is not a model that polyserve knows: pass a fitted scikit-learn estimator, an ONNX model, a function, "
+        "a class with predict(), "
         f"a model file ({suffixes}), a package, or 'module:attribute'"
     )
     raise PackageError(message, operation="package", resource=what)
+
+
+def _reads(known: Flavor, path: Path) -> bool:
+    looks_inside = getattr(known, "reads", None)
+    return model_suffix(path) in known.SUFFIXES and (looks_inside is None or looks_inside(path))
 
 
 def model_suffix(path: Path) -> str:

@@ -1,0 +1,113 @@
+"""Load and call an ONNX model with onnxruntime; of all distributions it needs that one and numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from polyserve.runtime.manifest import Manifest
+from polyserve.runtime.messages import ErrorCode, RequestError
+from polyserve.runtime.signature import Signature
+from polyserve.runtime.tensors import Tensor
+from polyserve.runtime.threads import threads
+
+DATATYPES: Mapping[str, str] = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+"""The protocol's datatypes by onnxruntime's names of types."""
+
+TABLES = frozenset({"seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))"})
+"""What ZipMap, the last operator of many classifiers, makes of probabilities: a mapping by label for each row."""
+
+
+class OnnxModel:
+    """A model in a session of onnxruntime.
+
+    Args:
+        session: The session.
+        methods: Names of the outputs that are asked for, in order.
+        signature: What goes in and out.
+    """
+
+    def __init__(self, session: Any, methods: Sequence[str], signature: Signature) -> None:
+        self.signature = signature
+        self.methods = tuple(methods)
+        self._session = session
+        self._ranks = {node.name: len(node.shape) for node in session.get_inputs()}
+
+    def answer(self, inputs: Sequence[Tensor]) -> object:
+        """Return one array for one output, else a mapping of arrays by output name."""
+        arrays = self._run(inputs, self.methods)
+        return arrays[0] if len(arrays) == 1 else dict(zip(self.methods, arrays, strict=True))
+
+    def predict(self, inputs: Sequence[Tensor], outputs: Sequence[str] | None) -> list[Tensor]:
+        """Return the arrays as tensors named after the model's outputs.
+
+        Raises:
+            RequestError: The model refuses the inputs.
+        """
+        names = [name for name in self.methods if outputs is None or name in outputs]
+        return list(map(Tensor.from_numpy, names, self._run(inputs, names) if names else []))
+
+    def _run(self, inputs: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
+        feeds = {tensor.name: self._array(tensor) for tensor in inputs}
+        try:
+            answers = self._session.run(list(names), feeds)
+        except Exception as error:
+            # By its name: the class is onnxruntime's own, in a module that it calls private.
+            if type(error).__name__ != "InvalidArgument":
+                raise
+            reason = str(error).strip().split("\n", 1)[0].rpartition("INVALID_ARGUMENT : ")[2]
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, f"the model refuses the input: {reason}") from error
+        return list(map(_plain, answers))
+
+    def _array(self, tensor: Tensor) -> Any:
+        array = tensor.numpy()
+        # A column of a table comes as one dimension, and models that take columns want each as a table of its own.
+        return array[:, None] if array.ndim == 1 and self._ranks.get(tensor.name) == 2 else array
+
+
+def open_session(path: Path) -> Any:
+    """Open a model on the processor, with as many threads as a model may use.
+
+    Raises:
+        Exception: Whatever onnxruntime raises where it cannot run the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Its threads are its own: it does not read the variable that numpy's libraries do.
+    options.intra_op_num_threads = threads()
+    options.inter_op_num_threads = 1
+    # Warnings of the optimizer are about the graph, not about a request: nobody who reads the log could do anything.
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def load(root: Path, manifest: Manifest) -> OnnxModel:
+    """Open the model. The files must have been verified."""
+    loader = cast("Mapping[str, Any]", manifest.loader)
+    return OnnxModel(open_session(root / loader["path"]), loader["methods"], manifest.signature)
+
+
+def _plain(answer: Any) -> Any:
+    """Return an array; a mapping by label for each row becomes one column for each label, in the labels' order."""
+    import numpy as np
+
+    if not isinstance(answer, list):
+        return np.asarray(answer)
+    labels = list(answer[0]) if answer else []
+    return np.array([[row[label] for label in labels] for row in answer], dtype="f4").reshape(len(answer), len(labels))

@@ -1,0 +1,70 @@
+"""What a package is locked to and what serves it must be one thing: another version is refused, and both are named."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyserve.model import ModelPackage, package
+from polyserve.runtime.host import Host
+from polyserve.runtime.loading import LoadError
+
+
+def onnx_model(iris: Any) -> tuple[object, str]:
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+
+    rows = iris[0].astype("f4")
+    return to_onnx(LogisticRegression(max_iter=200).fit(rows, iris[1]), rows[:1], target_opset=18), "onnxruntime"
+
+
+def sklearn_model(iris: Any) -> tuple[object, str]:
+    from sklearn.tree import DecisionTreeClassifier
+
+    return DecisionTreeClassifier(random_state=0).fit(*iris), "scikit-learn"
+
+
+MODELS: dict[str, Callable[[Any], tuple[object, str]]] = {"onnx": onnx_model, "sklearn": sklearn_model}
+"""For each flavor a model, and the distribution whose version its answers depend on."""
+
+
+def relocked(made: ModelPackage, root: Path, **changed: Any) -> Path:
+    """Copy a package with something else in its lock, as if it had been made elsewhere."""
+    shutil.copytree(made.root, root, copy_function=shutil.copyfile)
+    (root / "manifest.json").write_bytes(replace(made.manifest, **changed).to_json())
+    return root
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(LoadError) as caught:
+        Host(root, sink=lambda line: None).load()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("flavor", MODELS)
+def test_another_version_of_the_framework_is_refused_with_both_named(flavor, iris, tmp_path):
+    model, distribution = MODELS[flavor](iris)
+    made = package(model, name="iris", sample=iris[0][:4])
+    lock = tuple(
+        f"{distribution}==0.0.1" if line.startswith(f"{distribution}==") else line
+        for line in made.manifest.requirements
+    )
+
+    message = refusal(relocked(made, tmp_path / "other", requirements=lock))
+
+    assert made.manifest.flavor == flavor
+    assert f"{distribution} is locked to 0.0.1, and {version(distribution)} is installed" in message
+    assert message.endswith("or package the model again under this interpreter")
+
+
+def test_another_python_and_what_is_not_installed_are_refused_too(forest, iris, tmp_path):
+    made = package(forest, name="iris", sample=iris[0][:4])
+
+    message = refusal(relocked(made, tmp_path / "other", python="3.99", requirements=("no-such-distribution==1.0",)))
+
+    assert "the package is locked to Python 3.99, and this is Python 3." in message
+    assert "no-such-distribution is locked to 1.0, and is not installed" in message
