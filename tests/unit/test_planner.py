@@ -266,3 +266,67 @@ def test_carrying_out_a_plan_leaves_nothing_to_do(digests: list[str], memories: 
 
     assert not plan(desired, there).changes
     assert len(there.record.revisions) == len(set(digests))
+
+
+def test_files_in_the_bucket_are_planned_uploaded_once_and_part_of_the_revision():
+    model = Artifact(bucket="models", key="deployments/iris/models/" + "a" * 64, sha256="a" * 64, size=60_000_000)
+    large = replace(DESIRED, models={"model/a.bin": model, "model/copy.bin": model})
+
+    planned = plan(large, Observed())
+
+    assert (
+        planned.in_bucket == planned.to_dict()["in_bucket"] == {"model/a.bin": 60_000_000, "model/copy.bin": 60_000_000}
+    )
+    (step,) = (step for step in planned.steps if step.kind is StepKind.MODELS)
+    assert step.summary == "upload 1 model file, 60,000,000 bytes, to its store: read when an instance starts"
+    assert [each.kind for each in planned.steps].index(StepKind.MODELS) < [each.kind for each in planned.steps].index(
+        StepKind.APPLY
+    )
+    assert large.spec(1).models == (model,)
+    assert large.spec(1).digest() != DESIRED.spec(1).digest()
+    there = Observed(models_present=frozenset({model.key}))
+    assert StepKind.MODELS not in {step.kind for step in plan(large, there).steps}
+
+
+def test_the_files_of_a_revision_that_failed_are_uploaded_again():
+    model = Artifact(bucket="models", key="deployments/iris/models/" + "a" * 64, sha256="a" * 64, size=1)
+    large = replace(DESIRED, models={"model/a.bin": model})
+    failed = RevisionStatus(number=1, spec_digest=large.spec(1).digest(), phase=Phase.FAILED)
+    function = FunctionStatus(
+        name="iris",
+        phase=Phase.READY,
+        url=None,
+        revisions=(failed,),
+        weights={},
+        scaling=Scaling(),
+        labels={},
+        native_id="",
+    )
+    record = DeploymentRecord(
+        name="iris",
+        provider="cloud",
+        revisions=(
+            Revision(
+                number=1,
+                package_digest=large.package_digest,
+                spec_digest=large.spec(1).digest(),
+                artifact=large.artifact,
+                model="iris",
+                signature={},
+                python="3.11",
+                memory_mb=large.memory_mb,
+                timeout_s=1.0,
+                environment=(),
+                state="failed",
+                created_at=0.0,
+            ),
+        ),
+    )
+    seen = Observed(record=record, function=function, artifact_present=True, models_present=frozenset({model.key}))
+
+    assert StepKind.MODELS in {step.kind for step in plan(large, seen).steps}
+
+
+def test_a_revision_without_files_in_the_bucket_has_the_digest_that_it_always_had():
+    # Of the code before there were any: what is deployed is not deployed again.
+    assert DESIRED.spec(1).digest() == "0ead95ab921b35f178d41fd0665ec07e820828164eb659bab93b4fcde6310620"
