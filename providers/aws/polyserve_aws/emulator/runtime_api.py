@@ -1,0 +1,120 @@
+"""Lambda's Runtime API, for one execution environment.
+
+Written against "Using the Lambda runtime API for custom runtimes" in Lambda's developer guide. The runtime client asks
+for the next event and is kept waiting until there is one; then it posts the answer or the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+
+from aiohttp import web
+
+_RESULT = re.compile(r"/2018-06-01/runtime/invocation/([^/]+)/(response|error)")
+# aiohttp takes no patience at all for endless patience.
+_PATIENCE_S = 0.05
+_ACCEPTED = b'{"status":"OK"}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event on its way into a function.
+
+    Attributes:
+        request_id: Identifier of the invocation.
+        payload: The event, as JSON.
+        arn: ARN that was invoked, with the alias or version that was asked for.
+        deadline_ms: When it must be over, in milliseconds since 1970.
+        client_context: What the caller passed as its context, as JSON; empty where nothing.
+    """
+
+    request_id: str
+    payload: bytes
+    arn: str
+    deadline_ms: int
+    client_context: str = ""
+
+
+class RuntimeApi:
+    """Serves one runtime client.
+
+    Attributes:
+        ready: Set once the runtime has asked for an event.
+        init_error: What the runtime reported instead of getting ready, as JSON.
+    """
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.init_error: bytes | None = None
+        self._server: asyncio.Server | None = None
+        self._web = web.Server(self._serve, access_log=None, auto_decompress=False)
+        self._events: asyncio.Queue[tuple[Event, asyncio.Future[tuple[bytes, bool]]] | None] = asyncio.Queue()
+        self._current: tuple[Event, asyncio.Future[tuple[bytes, bool]]] | None = None
+
+    async def listen(self) -> str:
+        """Start listening; returns the address that the client is told."""
+        self._server = await asyncio.get_running_loop().create_server(self._web, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return f"127.0.0.1:{port}"
+
+    async def close(self) -> None:
+        """Stop listening and drop the connection."""
+        if self._server is not None:
+            self._server.close()
+        self._events.put_nowait(None)  # whoever still waits for an event is sent away
+        await self._web.shutdown(_PATIENCE_S)
+
+    def offer(self, event: Event) -> asyncio.Future[tuple[bytes, bool]]:
+        """Give the runtime an event; the result is its answer, and whether that is an error."""
+        answer: asyncio.Future[tuple[bytes, bool]] = asyncio.get_running_loop().create_future()
+        self._events.put_nowait((event, answer))
+        return answer
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if request.method == "GET":
+            if path == "/2018-06-01/runtime/invocation/next":
+                return await self._next()
+            # A snapshot is never taken here: the hooks before and after it run one after the other.
+            return web.Response(status=200 if path == "/2018-06-01/runtime/restore/next" else 404)
+        body = await request.content.read()
+        found = _RESULT.fullmatch(path)
+        if found:
+            return self._finish(found[1], found[2] == "error", body)
+        if path in {"/2018-06-01/runtime/init/error", "/2018-06-01/runtime/restore/error"}:
+            self.init_error = body
+            self.ready.set()
+            return web.Response(status=202, body=_ACCEPTED)
+        return web.Response(status=404)
+
+    async def _next(self) -> web.Response:
+        self.ready.set()
+        self._current = await self._events.get()
+        if self._current is None:
+            return web.Response(status=410)
+        event = self._current[0]
+        trace = f"Root=1-{int(time.time()):08x}-{event.request_id.replace('-', '')[:24]};Sampled=0"
+        headers = {
+            "Content-Type": "application/json",
+            "Lambda-Runtime-Aws-Request-Id": event.request_id,
+            "Lambda-Runtime-Deadline-Ms": str(event.deadline_ms),
+            "Lambda-Runtime-Invoked-Function-Arn": event.arn,
+            "Lambda-Runtime-Trace-Id": trace,
+        }
+        if event.client_context:
+            headers["Lambda-Runtime-Client-Context"] = event.client_context
+        return web.Response(body=event.payload, headers=headers)
+
+    def _finish(self, request_id: str, failed: bool, body: bytes) -> web.Response:
+        if self._current is None or self._current[0].request_id != request_id:
+            return web.json_response(
+                {"errorType": "InvalidRequestID", "errorMessage": "Invalid request ID"}, status=400
+            )
+        answer = self._current[1]
+        self._current = None
+        if not answer.done():
+            answer.set_result((body, failed))
+        return web.Response(status=202, body=_ACCEPTED)

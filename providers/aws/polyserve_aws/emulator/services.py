@@ -1,0 +1,206 @@
+"""moto's part: S3, IAM, STS, ECR, CloudWatch Logs and the control plane of API Gateway, behind plain functions.
+
+moto serves them as one WSGI application. Requests reach it after `access.py` let them through, on worker threads; its
+own checks stay off. The other functions here read what moto keeps, so that no other module but `identities.py` knows
+moto's classes.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from moto.apigatewayv2.models import apigatewayv2_backends
+from moto.awslambda.models import LambdaBackend
+from moto.core.request import (
+    PRESERVED_HEADER_NAMES_ENVIRON_KEY,
+    environ_key_for_header,
+    should_preserve_original_header_name,
+)
+from moto.ecr.models import ecr_backends
+from moto.logs.models import logs_backends
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.exceptions import S3ClientError
+from moto.s3.models import s3_backends
+
+from polyserve_aws.emulator.errors import ServiceError
+from polyserve_aws.emulator.exchange import Answer, Call
+from polyserve_aws.emulator.identities import ACCOUNT, PARTITION
+
+
+class Services:
+    """moto, as a function from a request to an answer. Call it on any thread."""
+
+    def __init__(self) -> None:
+        # It logs each request as if it were a web server that somebody watches.
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._application = DomainDispatcherApplication(create_backend_app)
+
+    def answer(self, call: Call) -> Answer:
+        """Answer one request."""
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], _: object = None) -> Callable[[bytes], object]:
+            started.append((status, headers))
+            return bytes
+
+        chunks: Iterable[bytes] = self._application(_environment(call), start_response)
+        body = b"".join(chunks)
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
+        status, headers = started[0]
+        return Answer(int(status.split(" ", 1)[0]), dict(headers), body)
+
+
+def _environment(call: Call) -> dict[str, Any]:
+    """Return a request as PEP 3333 wants it, with what moto's own server adds."""
+    names: dict[str, str] = {}
+    environment: dict[str, Any] = {
+        "REQUEST_METHOD": call.method,
+        "SCRIPT_NAME": "",
+        # PEP 3333 has strings of bytes here, whatever the encoding of the path was.
+        "PATH_INFO": call.path.encode().decode("latin-1"),
+        "QUERY_STRING": call.raw_query,
+        "RAW_URI": call.target,
+        "REQUEST_URI": call.target,
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": (call.headers.get("Host", "").rpartition(":")[2] or "80"),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": call.peer,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(call.body),
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    for name, value in call.headers.items():
+        key = environ_key_for_header(name)
+        if key == "HTTP_TRANSFER_ENCODING":
+            continue  # the body is here in one piece
+        environment[key] = f"{environment[key]},{value}" if key in environment else value
+        if should_preserve_original_header_name(name):
+            names[key] = name
+    environment["CONTENT_LENGTH"] = str(len(call.body))
+    environment[PRESERVED_HEADER_NAMES_ENVIRON_KEY] = names
+    return environment
+
+
+def bucket_policy(bucket: str) -> str:
+    """Return the policy of a bucket; empty where there is none."""
+    found = s3_backends[ACCOUNT][PARTITION].buckets.get(bucket)
+    document = getattr(found, "policy", None) or ""
+    return document.decode() if isinstance(document, bytes) else str(document)
+
+
+def read_object(bucket: str, key: str, version: str | None) -> bytes:
+    """Return the bytes of an object, for Lambda, which takes code from S3.
+
+    Raises:
+        ServiceError: There is no such bucket or no such key; in Lambda's words.
+    """
+    code, text = "NoSuchKey", "The specified key does not exist."
+    try:
+        found = s3_backends[ACCOUNT][PARTITION].get_object(bucket, key, version_id=version)
+    except S3ClientError as error:
+        found = None
+        if getattr(error, "error_type", "") == "NoSuchBucket" or bucket not in s3_backends[ACCOUNT][PARTITION].buckets:
+            code, text = "NoSuchBucket", "The specified bucket does not exist"
+    if found is None:
+        message = f"Error occurred while GetObject. S3 Error Code: {code}. S3 Error Message: {text}"
+        raise ServiceError(400, "InvalidParameterValueException", message)
+    return bytes(found.value)
+
+
+def write_log(region: str, group: str, stream: str, events: list[tuple[int, str]], *, make_group: bool) -> None:
+    """Append events to a log stream, which is made where it is missing.
+
+    Args:
+        region: Where the log group is.
+        group: Its name.
+        stream: The stream's name.
+        events: Milliseconds since 1970, and the text.
+        make_group: Whether a missing group may be made; where not, the events are lost, as on AWS.
+    """
+    backend = logs_backends[ACCOUNT][region]
+    if group not in backend.groups:
+        if not make_group:
+            return
+        backend.ensure_log_group(group)
+    backend.ensure_log_stream(group, stream)
+    if events:
+        backend.put_log_events(group, stream, [{"timestamp": at, "message": text} for at, text in events])
+
+
+def find_api(api_id: str) -> tuple[str, Any] | None:
+    """Return the region of an HTTP API and moto's record of it; `None` where there is none."""
+    for region, backend in list(apigatewayv2_backends[ACCOUNT].items()):
+        if api_id in backend.apis:
+            return region, backend.apis[api_id]
+    return None
+
+
+def list_apis() -> list[tuple[str, str]]:
+    """Return the region and the identifier of every HTTP API."""
+    return [
+        (region, api) for region, backend in list(apigatewayv2_backends[ACCOUNT].items()) for api in list(backend.apis)
+    ]
+
+
+def repositories(region: str) -> dict[str, Any]:
+    """Return moto's records of the image repositories of a region, by name."""
+    found: dict[str, Any] = ecr_backends[ACCOUNT][region].repositories
+    return found
+
+
+def put_image(region: str, repository: str, manifest: str, *, tag: str | None, digest: str, media_type: str) -> None:
+    """Register an image that was pushed."""
+    ecr_backends[ACCOUNT][region].put_image(repository, manifest, tag or "", media_type, digest)
+
+
+class _Function:
+    """What moto's services get for a function: something that can be invoked."""
+
+    def __init__(self, name: str, invoke: Callable[[str, bytes], bytes]) -> None:
+        self._name, self._invoke = name, invoke
+
+    def invoke(self, body: str, _request_headers: object, _response_headers: object) -> bytes:
+        """Invoke the real function."""
+        return self._invoke(self._name, body.encode())
+
+
+def send_events_to(invoke: Callable[[str, bytes], bytes]) -> Callable[[], None]:
+    """Let moto's services (S3 notifications, log subscriptions) reach real functions; returns what undoes it.
+
+    The seam is private to moto: `LambdaBackend.get_function(name)` and the `invoke(body, headers, headers)` of what it
+    returns. `tests/providers/aws/test_emulator_seams.py` holds moto to it.
+    """
+    before = LambdaBackend.get_function
+
+    def get_function(_: LambdaBackend, function_name_or_arn: str, qualifier: str | None = None) -> _Function:
+        name = function_name_or_arn + (f":{qualifier}" if qualifier else "")
+        return _Function(name, invoke)
+
+    setattr(LambdaBackend, "get_function", get_function)  # noqa: B010 - a method of somebody else's class, on purpose
+    return lambda: setattr(LambdaBackend, "get_function", before)
+
+
+def reset() -> None:
+    """Empty what moto holds: it keeps its state in its modules, and a second emulator in one process starts anew."""
+    from moto.iam.models import iam_backends
+    from moto.sts.models import sts_backends
+
+    for backends in (apigatewayv2_backends, ecr_backends, logs_backends, s3_backends, iam_backends, sts_backends):
+        backends.reset()
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
