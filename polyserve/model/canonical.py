@@ -12,7 +12,7 @@ import pickle
 import sys
 import types
 from collections.abc import Mapping
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Protocol
 
 PROTOCOL = 5
 """Fixed: a newer default of a newer Python would be other bytes."""
@@ -23,6 +23,18 @@ _ROUNDS = 5
 _VOLATILE = frozenset({"_stop_words_id"})
 
 
+class Beside(Protocol):
+    """What is kept beside a pickle, which has a reference in its place."""
+
+    def reference(self, obj: object) -> object:
+        """Return the reference of a part that is kept beside, of plain values; `None` for what goes into the pickle."""
+        ...
+
+    def find(self, reference: Any) -> object:
+        """Return the part that a reference stands for."""
+        ...
+
+
 # The one in C cannot be told how to save a string or a set. joblib and cloudpickle stand on this one too.
 _PythonPickler: Any = vars(pickle)["_Pickler"]
 
@@ -30,11 +42,15 @@ _PythonPickler: Any = vars(pickle)["_Pickler"]
 class _Pickler(_PythonPickler):  # type: ignore[misc]  # untyped in the standard library's stubs
     dispatch: ClassVar[dict[type, Any]] = dict(_PythonPickler.dispatch)
 
-    def __init__(self, file: IO[bytes], renamed: Mapping[str, str]) -> None:
+    def __init__(self, file: IO[bytes], renamed: Mapping[str, str], beside: Beside | None = None) -> None:
         super().__init__(file, PROTOCOL)
+        self._beside = beside
         self._strings: dict[str, str] = {}
         self._renamed = renamed
         self.modules: set[str] = set()
+
+    def persistent_id(self, obj: object) -> object:
+        return None if self._beside is None else self._beside.reference(obj)
 
     def save_str(self, text: str) -> None:
         one = self._strings.setdefault(text, text)
@@ -93,20 +109,27 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]  # untyped in the standard
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], renamed: Mapping[str, str]) -> None:
+    def __init__(self, file: IO[bytes], renamed: Mapping[str, str], beside: Beside | None = None) -> None:
         super().__init__(file)
+        self._beside = beside
         self._originals = {new: old for old, new in renamed.items()}
 
     def find_class(self, module: str, name: str) -> Any:
         return super().find_class(self._originals.get(module, module), name)
 
+    def persistent_load(self, pid: object) -> object:
+        return None if self._beside is None else self._beside.find(pid)
 
-def dumps(obj: object, *, renamed: Mapping[str, str] | None = None) -> tuple[bytes, frozenset[str]]:
+
+def dumps(
+    obj: object, *, renamed: Mapping[str, str] | None = None, beside: Beside | None = None
+) -> tuple[bytes, frozenset[str]]:
     """Pickle an object canonically, and tell which modules loading it will import.
 
     Args:
         obj: What to pickle.
         renamed: Modules that will have another name where the pickle is loaded, such as `__main__`.
+        beside: Takes parts out of the pickle, such as a model's weights.
 
     Returns:
         The pickle, and the modules by their name in this process.
@@ -115,19 +138,19 @@ def dumps(obj: object, *, renamed: Mapping[str, str] | None = None) -> tuple[byt
         Exception: Whatever pickling or unpickling raises: PicklingError, TypeError, AttributeError, or the object's own.
     """
     names = renamed or {}
-    raw, modules = _dumps(obj, names)
+    raw, modules = _dumps(obj, names, beside)
     # What pickling shares and what it does not settles when it is loaded and pickled again; this also proves that it can be loaded.
     for _ in range(_ROUNDS):
-        again, modules = _dumps(_Unpickler(io.BytesIO(raw), names).load(), names)
+        again, modules = _dumps(_Unpickler(io.BytesIO(raw), names, beside).load(), names, beside)
         if again == raw:
             break
         raw = again
     return raw, modules
 
 
-def _dumps(obj: object, renamed: Mapping[str, str]) -> tuple[bytes, frozenset[str]]:
+def _dumps(obj: object, renamed: Mapping[str, str], beside: Beside | None) -> tuple[bytes, frozenset[str]]:
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, renamed)
+    pickler = _Pickler(buffer, renamed, beside)
     pickler.dump(obj)
     return buffer.getvalue(), frozenset(pickler.modules)
 

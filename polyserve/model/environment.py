@@ -19,6 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 from polyserve.errors import PackageError
+from polyserve.runtime.environment import without_build
 
 _RUNTIME = "polyserve"
 """Travels with every bundle, so it is never locked."""
@@ -137,6 +138,8 @@ def _version(installed: Distribution) -> str:
             "install a released version of it and package again"
         )
         raise PackageError(message, operation="package", resource=name)
+    # Where the model is served, the build for its hardware is chosen anew.
+    version = without_build(version)
     if "+" in version:
         message = (
             f"the model needs {name!r}, installed here as the local version {version}, which no package index has: "

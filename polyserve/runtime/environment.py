@@ -9,7 +9,22 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-__all__ = ["mismatches"]
+__all__ = ["mismatches", "without_build"]
+
+# Anything else after the plus, such as a revision of git, may be any code.
+_BUILD = r"\+(?:cpu|cu\d+|cuda[\d.]+|rocm[\d.]+|xpu)(?:\.(?:cxx11\.abi|cudnn\d+))?"
+
+
+def without_build(version: str) -> str:
+    """Return a version without the label that tells builds of one release apart, such as PyTorch's 2.13.0+cpu and 2.13.0+cu130.
+
+    They are one version to a lock: an index has the release, and each machine takes the build for its hardware.
+    """
+    if "+" not in version:
+        return version
+    import re
+
+    return re.sub(_BUILD + "$", "", version)
 
 
 def mismatches(python: str, requirements: Sequence[str]) -> Iterator[str]:
@@ -41,7 +56,7 @@ def _installed(name: str) -> str | None:
     from importlib import metadata
 
     try:
-        return metadata.version(name)
+        return without_build(metadata.version(name))
     except metadata.PackageNotFoundError:
         return None
 
@@ -58,7 +73,7 @@ def _directories() -> dict[str, tuple[str]]:
         for entry in names:
             if entry.endswith(".dist-info"):
                 name, _, version = entry.removesuffix(".dist-info").partition("-")
-                here.setdefault(_normal(name), []).append(version)
+                here.setdefault(_normal(name), []).append(without_build(version))
         for name, versions in here.items():
             if len(versions) == 1:
                 seen.setdefault(name, (versions[0],))

@@ -20,7 +20,20 @@ ROOMS = sorted(path for path in (ROOT / "providers").glob("*/polyserve_*") if pa
 
 TRAVELLERS = sorted([*(ROOT / "polyserve" / "runtime").rglob("*.py"), *(ROOT / "providers").glob("*/*/entrypoint.py")])
 # What a function may import when it runs: the model's own framework, and what makes it faster where it is installed.
-OPTIONAL = {"cloudpickle", "httptools", "joblib", "numpy", "orjson", "pandas", "scipy", "sklearn", "skops", "uvloop"}
+OPTIONAL = {
+    "cloudpickle",
+    "httptools",
+    "joblib",
+    "numpy",
+    "onnxruntime",
+    "orjson",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "skops",
+    "torch",
+    "uvloop",
+}
 
 
 def _imports(path: Path) -> Iterator[tuple[str, bool, int]]:

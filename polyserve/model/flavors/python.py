@@ -54,7 +54,7 @@ def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Pat
     model_dir = _copy_files(model, root, files)
     renamed = {}
     if isclass(model) or isfunction(model):
-        _check_importable(model)
+        check_importable(model)
         module = model.__module__
         if module == MAIN:
             renamed[MAIN] = module = travelling_name(_title(model))
@@ -100,7 +100,12 @@ def _copy_files(model: object, root: Path, files: Path | None) -> str | None:
     return _FILES
 
 
-def _check_importable(model: Any) -> None:
+def check_importable(model: Any) -> None:
+    """Refuse a function or class that no import would find where the model is served.
+
+    Raises:
+        PackageError: It is a lambda, local, or not what its module has under its name.
+    """
     where = model.__qualname__
     if "<lambda>" in where or "<locals>" in where:
         what = (

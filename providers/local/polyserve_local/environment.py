@@ -21,6 +21,7 @@ from typing import Any
 
 from polyserve.driver import ErrorCode, FunctionSpec
 from polyserve.runtime import archive
+from polyserve.runtime.environment import without_build
 from polyserve_local import processes
 from polyserve_local.errors import GatewayError
 from polyserve_local.files import FileStore
@@ -68,7 +69,8 @@ def missing(python: str, minor: str, requirements: Sequence[str]) -> str | None:
     lacking = [
         f"{name} is {told['found'][name] or 'not installed'}, locked is {version}"
         for name, version in wanted.items()
-        if told["found"][name] != version
+        # Whether it was built for this processor or that is not the lock's to say.
+        if without_build(told["found"][name]) != version
     ]
     return "; ".join(lacking) or None
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from polyserve.model import ModelPackage, package
+from polyserve.runtime.environment import without_build
 from polyserve.runtime.host import Host
 from polyserve.runtime.loading import LoadError
 
@@ -28,7 +29,17 @@ def sklearn_model(iris: Any) -> tuple[object, str]:
     return DecisionTreeClassifier(random_state=0).fit(*iris), "scikit-learn"
 
 
-MODELS: dict[str, Callable[[Any], tuple[object, str]]] = {"onnx": onnx_model, "sklearn": sklearn_model}
+def torch_model(iris: Any) -> tuple[object, str]:
+    from torch.nn import Linear
+
+    return Linear(4, 3), "torch"
+
+
+MODELS: dict[str, Callable[[Any], tuple[object, str]]] = {
+    "onnx": onnx_model,
+    "sklearn": sklearn_model,
+    "torch": torch_model,
+}
 """For each flavor a model, and the distribution whose version its answers depend on."""
 
 
@@ -57,7 +68,7 @@ def test_another_version_of_the_framework_is_refused_with_both_named(flavor, iri
     message = refusal(relocked(made, tmp_path / "other", requirements=lock))
 
     assert made.manifest.flavor == flavor
-    assert f"{distribution} is locked to 0.0.1, and {version(distribution)} is installed" in message
+    assert f"{distribution} is locked to 0.0.1, and {without_build(version(distribution))} is installed" in message
     assert message.endswith("or package the model again under this interpreter")
 
 
