@@ -15,6 +15,7 @@ from polyserve.bucket import Bucket
 from polyserve.deployment import Deployment, DeploymentStatus
 from polyserve.driver import Scaling
 from polyserve.errors import NotFoundError
+from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
 from polyserve.model import ModelPackage, package
 from polyserve.planner import Desired, Plan
@@ -206,7 +207,7 @@ def _settings(
 
 
 def _target(settings: Settings) -> Target:
-    provider = retrying(registry.load(settings.provider, settings.options))
+    provider = retrying(fronted(registry.load(settings.provider, settings.options)))
     return Target(provider=provider, bucket=Bucket(provider, settings.bucket))
 
 

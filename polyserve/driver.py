@@ -19,11 +19,18 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 from polyserve.runtime.messages import ErrorCode, Request, Response
 
 __all__ = [
+    "LABEL",
     "Address",
+    "AppPlatform",
+    "AppProvider",
+    "AppSpec",
+    "AppStatus",
     "Artifact",
     "BundleForm",
     "Capability",
+    "Cloud",
     "ErrorCode",
+    "Forward",
     "FunctionPlatform",
     "FunctionSpec",
     "FunctionStatus",
@@ -47,6 +54,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+LABEL = "polyserve"
+"""Label that every native resource of a deployment carries; its value is the deployment's name."""
 
 
 # --- what a provider says of itself ---------------------------------------------------------------------------------
@@ -379,6 +389,7 @@ class FunctionStatus:
         labels: Labels of the native resource.
         native_id: The platform's own name for it (an ARN, a resource id).
         reason: Why it failed, if it did.
+        incomplete: Whether its traffic takes another `route` of the same weights to go on, as `RevisionStatus.incomplete`.
     """
 
     name: str
@@ -390,6 +401,7 @@ class FunctionStatus:
     labels: Mapping[str, str]
     native_id: str
     reason: str | None = None
+    incomplete: bool = False
 
     def revision(self, number: int) -> RevisionStatus | None:
         """Return the revision of that number, or `None`."""
@@ -447,6 +459,137 @@ class FunctionPlatform(Protocol):
 
     def delete(self, name: str) -> None:
         """Delete a function with all that was made for it: revisions, instances, logs, credentials. A missing one is NOT_FOUND."""
+        ...
+
+    def permissions(self, spec: FunctionSpec) -> Sequence[str]:
+        """Return what the caller must be allowed to do to deploy this, as the provider's own action names. Pure."""
+        ...
+
+
+# --- apps: functions of platforms that have no revisions -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """A share of an app's requests that it passes on to another app, which runs another revision."""
+
+    revision: int
+    percent: int
+    app: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppSpec:
+    """One app, complete: it runs one revision's bundle and may pass shares of its requests on.
+
+    Attributes:
+        app: Its name.
+        spec: The revision that it runs.
+        forwards: Shares that go to other apps.
+        front: Whether it is the app that the deployment's callers reach.
+        scaling: Its instances' bounds; can change in place.
+    """
+
+    app: str
+    spec: FunctionSpec
+    forwards: tuple[Forward, ...] = ()
+    front: bool
+    scaling: Scaling
+
+    def to_json(self) -> str:
+        """Return all but the scaling as text. A driver keeps it on the native app, and its entrypoint reads it there."""
+        fields = asdict(self)
+        del fields["scaling"], fields["spec"]["scaling"]
+        fields["spec"]["timeout"] = self.spec.timeout.total_seconds()
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, scaling: Scaling) -> AppSpec:
+        """Return the app that `to_json` wrote down, with the bounds that its platform tells.
+
+        Raises:
+            ValueError: The text is not of this form.
+        """
+        try:
+            fields = json.loads(text)
+            spec = fields["spec"]
+            spec |= {
+                "artifact": Artifact(**spec["artifact"]),
+                "models": tuple(Artifact(**model) for model in spec["models"]),
+                "requirements": tuple(spec["requirements"]),
+                "timeout": timedelta(seconds=spec["timeout"]),
+                "scaling": scaling,
+            }
+            forwards = tuple(Forward(**forward) for forward in fields["forwards"])
+            return cls(
+                app=fields["app"],
+                spec=FunctionSpec(**spec),
+                forwards=forwards,
+                front=fields["front"],
+                scaling=scaling,
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            message = f"an app's description is not of this version of polyserve: {error}"
+            raise ValueError(message) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppStatus:
+    """One app as its platform sees it.
+
+    Attributes:
+        app: What it was last asked to be.
+        phase: READY once it answers as that; until then whatever it was before goes on answering.
+        url: Where it is called, without credentials.
+        native_id: The platform's own name for it.
+        labels: Labels of the native resource.
+        reason: Why it failed, if it did.
+        instances: How many run now, if the platform tells.
+        incomplete: Whether it takes another `put` of the same app to go on.
+    """
+
+    app: AppSpec
+    phase: Phase
+    url: str | None
+    native_id: str
+    labels: Mapping[str, str]
+    reason: str | None = None
+    instances: int | None = None
+    incomplete: bool = False
+
+
+class AppPlatform(Protocol):
+    """What a platform without revisions and weights offers: apps, each of which runs one bundle.
+
+    The layer `polyserve.layers.fronting` makes a `FunctionPlatform` of it. Every method is one or few calls of the service.
+    """
+
+    def put(self, app: AppSpec) -> None:
+        """Make an app be this; idempotent. What it ran before answers until the new one is ready.
+
+        Must return before it is ready and never poll. Repeating the call for an app that failed must try it anew. The native resource
+        carries `app.spec.labels`.
+        """
+        ...
+
+    def get(self, app: str) -> AppStatus:
+        """Describe an app. A missing one is NOT_FOUND."""
+        ...
+
+    def list(self, *, labels: Mapping[str, str]) -> Iterator[AppStatus]:
+        """Yield the apps that carry all these labels, by name."""
+        ...
+
+    def scale(self, app: str, scaling: Scaling) -> None:
+        """Set the instances' bounds in place; idempotent."""
+        ...
+
+    def logs(self, app: str, *, since: datetime | None) -> Iterator[LogEvent]:
+        """Yield what the app wrote, oldest first, from `since` on."""
+        ...
+
+    def remove(self, app: str) -> None:
+        """Delete an app with all that was made for it. A missing one is NOT_FOUND."""
         ...
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
@@ -516,8 +659,8 @@ class Invoker(Protocol):
 # --- the provider ---------------------------------------------------------------------------------------------------
 
 
-class Provider(Protocol):
-    """One cloud, constructed from validated settings; no I/O in its constructor."""
+class Cloud(Protocol):
+    """What every provider has, constructed from validated settings; no I/O in its constructor."""
 
     @property
     def info(self) -> ProviderInfo:
@@ -534,11 +677,6 @@ class Provider(Protocol):
 
     def remove_bucket(self, bucket: str) -> None:
         """Delete the bucket if it is empty. A missing one is NOT_FOUND, one with objects FAILED_PRECONDITION."""
-        ...
-
-    @property
-    def functions(self) -> FunctionPlatform:
-        """Return the function platform."""
         ...
 
     @property
@@ -560,4 +698,25 @@ class Provider(Protocol):
 
     def close(self) -> None:
         """Give back connections. Running functions are not touched."""
+        ...
+
+
+class Provider(Cloud, Protocol):
+    """One cloud whose functions have revisions."""
+
+    @property
+    def functions(self) -> FunctionPlatform:
+        """Return the function platform."""
+        ...
+
+
+class AppProvider(Cloud, Protocol):
+    """One cloud whose apps run one bundle each; `polyserve.layers.fronting` makes a `Provider` of it.
+
+    Its `invoker` resolves an app by its name, whatever its revision.
+    """
+
+    @property
+    def apps(self) -> AppPlatform:
+        """Return the platform of apps."""
         ...

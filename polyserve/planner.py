@@ -14,11 +14,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
-from polyserve.driver import Artifact, Capability, FunctionSpec, FunctionStatus, Phase, ProviderInfo, Scaling
+from polyserve.driver import LABEL, Artifact, Capability, FunctionSpec, FunctionStatus, Phase, ProviderInfo, Scaling
 from polyserve.records import DeploymentRecord, Revision
-
-LABEL = "polyserve"
-"""Label that every native resource of a deployment carries; its value is the deployment's name."""
 
 ASSUMED_SECONDS = 0.1
 """Duration of one call that the price estimate assumes; said beside the estimate."""

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
-from polyserve.driver import Provider, ProviderInfo
+from polyserve.driver import AppProvider, Provider, ProviderInfo
 from polyserve.errors import InvalidArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -52,15 +52,15 @@ def info(name: str) -> ProviderInfo:
     return known[name]
 
 
-def load(name: str, settings: msgspec.Struct) -> Provider:
-    """Construct a provider from its validated settings.
+def load(name: str, settings: msgspec.Struct) -> Provider | AppProvider:
+    """Construct a provider from its validated settings; `polyserve.layers.fronting.fronted` makes functions of one that has apps.
 
     Raises:
         InvalidArgumentError: No such provider.
         MissingDependencyError: Its SDK is not installed; the message has the command that installs it.
     """
     described = info(name)
-    return cast("Provider", attribute(described, described.factory)(settings))
+    return cast("Provider | AppProvider", attribute(described, described.factory)(settings))
 
 
 def settings_type(described: ProviderInfo) -> type[msgspec.Struct]:

@@ -398,7 +398,9 @@ def wait_routed(
     renew: Callable[[], None],
     within: timedelta = READY_WITHIN,
 ) -> None:
-    """Wait until traffic goes where it was routed: where a revision is put behind an address by publishing it, that takes a while.
+    """Wait until traffic goes where it was routed, and route it again where its platform asks for that.
+
+    Where a revision gets the traffic by being published behind an address, that takes a while.
 
     Args:
         provider: The provider.
@@ -417,6 +419,9 @@ def wait_routed(
             function = provider.functions.describe(name)
         if dict(function.weights) == dict(weights):
             return
+        if function.incomplete:
+            with translating(provider, "route", name):
+                provider.functions.route(name, weights)
         where: dict[str, Any] = {"provider": provider.info.name, "operation": "route", "resource": name}
         if function.phase is Phase.FAILED:
             message = f"the traffic of {name!r} could not be routed on {provider.info.name}: {function.reason or 'no reason given'}"

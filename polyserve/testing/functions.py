@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from polyserve.driver import (
+    LABEL,
     Capability,
     ErrorCode,
     FunctionPlatform,
@@ -33,7 +34,6 @@ from polyserve.driver import (
 )
 from polyserve.endpoint import Endpoint
 from polyserve.errors import PolyserveError
-from polyserve.planner import LABEL
 from polyserve.rollout import wait_ready, wait_routed
 from polyserve.runtime.signature import Signature, TensorSpec
 from polyserve.testing.harness import Harness

@@ -23,6 +23,7 @@ from polyserve.driver import (
     Provider,
 )
 from polyserve.layers.forwarding import ForwardingProvider
+from polyserve.layers.fronting import fronted
 from polyserve.layers.prefixed import prefixed
 from polyserve.layers.retrying import retrying
 
@@ -168,7 +169,7 @@ class Elsewhere:
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         settings = registry.settings_type(registry.info(name))
-        self._provider = registry.load(name, msgspec.convert(dict(options), settings))
+        self._provider = fronted(registry.load(name, msgspec.convert(dict(options), settings)))
         self.name = name
         self.options = options
 

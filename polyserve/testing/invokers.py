@@ -29,7 +29,7 @@ class InvokerContract:
         """Give a function whose revision 2 has all the traffic."""
         given = Functions(harness)
         given.applied(2)
-        given.platform.route(NAME, {2: 100})
+        given.route({2: 100})
         yield given
         given.gone()
 

@@ -21,7 +21,17 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar, cast
 
-from polyserve.driver import Capability, ErrorCode, Limits, ObjectMeta, Page, ProviderInfo, PutAttributes
+from polyserve.driver import (
+    Capability,
+    ErrorCode,
+    Limits,
+    ObjectMeta,
+    Page,
+    ProviderInfo,
+    PutAttributes,
+    Request,
+    Response,
+)
 
 if TYPE_CHECKING:
     from polyserve.testing.memory_functions import MemoryInvoker, MemoryPlatform
@@ -230,6 +240,10 @@ class MemoryProvider:
         from polyserve.testing.memory_http import Loopback
 
         return Loopback(self)
+
+    def answer(self, request: Request) -> Response:
+        """Answer a call of a function that came over HTTP."""
+        return self.functions.answer(request)
 
     def classify(self, error: Exception) -> ErrorCode:
         """Sort an error that one of the drivers raised."""

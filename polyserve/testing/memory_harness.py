@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from polyserve.driver import Capability, ErrorCode, FunctionSpec, ObjectMeta
+from polyserve.driver import Capability, ErrorCode, FunctionSpec, ObjectMeta, Provider
+from polyserve.layers.fronting import fronted
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
 from polyserve.testing.memory import INFO, MemoryFault, MemoryProvider, MemoryStore
 
@@ -15,11 +16,12 @@ __all__ = ["MemoryHarness"]
 
 
 class MemoryHarness:
-    """A provider in memory, and its dictionary as the raw oracle.
+    """A provider in memory, `memory`, and its dictionary as the raw oracle.
 
     Args:
         capabilities: What the provider declares.
         store: Makes a bucket's store, such as one that lies.
+        kind: The provider's class.
     """
 
     name = INFO.name
@@ -30,23 +32,24 @@ class MemoryHarness:
         self,
         capabilities: frozenset[Capability] = INFO.capabilities,
         store: Callable[[MemoryProvider, str], MemoryStore] = MemoryStore,
+        kind: type[MemoryProvider] = MemoryProvider,
     ) -> None:
-        self._provider = MemoryProvider(capabilities=capabilities, store=store)
+        self.memory = kind(capabilities=capabilities, store=store)
         self._numbers = itertools.count(1)
 
-    def provider(self) -> MemoryProvider:
-        """Return the provider."""
-        return self._provider
+    def provider(self) -> Provider:
+        """Return the provider; one that has only apps behind its fronts."""
+        return fronted(self.memory)
 
     def fresh_bucket(self) -> str:
         """Make an empty bucket and return its name."""
         name = f"contract-{next(self._numbers)}"
-        self._provider.ensure_bucket(name)
+        self.memory.ensure_bucket(name)
         return name
 
     def drop_bucket(self, bucket: str) -> None:
         """Delete a bucket with all that is in it."""
-        self._provider.buckets.pop(bucket, None)
+        self.memory.buckets.pop(bucket, None)
 
     def raw_put(self, bucket: str, key: str, value: RawObject) -> None:
         """Write an object."""
@@ -56,23 +59,23 @@ class MemoryHarness:
             modified_at=datetime.now(UTC),
             content_type=value.content_type,
             metadata=dict(value.metadata),
-            version=self._provider.next_version(),
+            version=self.memory.next_version(),
         )
-        self._provider.buckets[bucket].objects[key] = (meta, value.body)
+        self.memory.buckets[bucket].objects[key] = (meta, value.body)
 
     def raw_get(self, bucket: str, key: str) -> RawObject:
         """Read an object."""
-        meta, body = self._provider.buckets[bucket].objects[key]
+        meta, body = self.memory.buckets[bucket].objects[key]
         return RawObject(body=body, content_type=meta.content_type, metadata=meta.metadata)
 
     def raw_list(self, bucket: str) -> Sequence[str]:
         """Return the keys of all objects."""
-        return list(self._provider.buckets[bucket].objects)
+        return list(self.memory.buckets[bucket].objects)
 
     def inventory(self) -> Sequence[str]:
         """Return the buckets and the functions."""
-        functions = [f"function {status.name}" for status in self._provider.functions.list(labels={})]
-        return [*(f"bucket {name}" for name in self._provider.buckets), *functions]
+        functions = [f"function {status.name}" for status in self.provider().functions.list(labels={})]
+        return [*(f"bucket {name}" for name in self.memory.buckets), *functions]
 
     def error_cases(self) -> Sequence[ErrorCase]:
         """Return one error of every code, and one that asks to wait."""
@@ -89,9 +92,9 @@ class MemoryHarness:
 
     def function_spec(self, name: str, revision: int) -> FunctionSpec:
         """Upload a sample bundle and return the spec of a revision that runs it."""
-        self._provider.ensure_bucket("contract-bundles")
-        return sample_spec(self._provider, "contract-bundles", name, revision)
+        self.memory.ensure_bucket("contract-bundles")
+        return sample_spec(self.provider(), "contract-bundles", name, revision)
 
     def close(self) -> None:
         """Stop the provider."""
-        self._provider.close()
+        self.memory.close()

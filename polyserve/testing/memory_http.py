@@ -58,10 +58,10 @@ class Loopback:
         """Answer a call of an object or of a function."""
         if request.path.startswith("/objects/"):
             return self._object(request)
-        if request.path.startswith("/functions/"):
+        if request.path.startswith(("/functions/", "/apps/")):
             if not hmac.compare_digest(request.headers.get("authorization", ""), f"Bearer {self.token}"):
                 return _refuse(ErrorCode.UNAUTHENTICATED, "a function is called with its bearer token")
-            return self._provider.functions.answer(request)
+            return self._provider.answer(request)
         return _refuse(ErrorCode.NOT_FOUND, f"nothing is at {request.path!r}")
 
     def _object(self, request: Request) -> Response:

@@ -92,7 +92,7 @@ def lying(lie: type, capabilities: frozenset[Capability] = INFO.capabilities) ->
     if issubclass(lie, MemoryStore):
         return MemoryHarness(capabilities=capabilities, store=lie)
     harness = MemoryHarness(capabilities=capabilities)
-    provider = harness.provider()
+    provider = harness.memory
     if issubclass(lie, MemoryPlatform):
         provider.functions = lie(provider)
     elif issubclass(lie, MemoryInvoker):

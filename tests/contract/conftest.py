@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 
 from polyserve import registry
-from polyserve.driver import Capability
 from polyserve.testing.harness import Harness
 from polyserve.testing.ledger import Deviation, enforce
+from polyserve.testing.memory_apps import MemoryAppProvider
 from polyserve.testing.memory_harness import MemoryHarness
 
 ROOMS = Path(__file__).parents[1] / "providers"
@@ -34,15 +34,15 @@ def harness_module(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module", params=[*registry.providers(), "memory", "bare"])
+@pytest.fixture(scope="module", params=[*registry.providers(), "memory", "bare", "fronted"])
 def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    """Give each provider's harness; "bare" declares no capability, so that every refusal is asserted too."""
+    """Give each provider's harness; "bare" declares no capability, so that every refusal is asserted too; "fronted" has apps only."""
     if request.param == "memory":
         found: Harness = MemoryHarness()
     elif request.param == "bare":
         found = MemoryHarness(capabilities=frozenset())
-    elif request.param == "single":
-        found = MemoryHarness(capabilities=frozenset(Capability) - {Capability.TRAFFIC_SPLIT})
+    elif request.param == "fronted":
+        found = MemoryHarness(kind=MemoryAppProvider)
     else:
         # Not below pytest's own directory: paths of unix sockets are short.
         found = harness_module(request.param).open_harness(tmp_path_factory.mktemp(request.param))
