@@ -136,6 +136,8 @@ def _environment(root: Path) -> dict[str, str]:
         "TMPDIR": root / "t",
         "XDG_CACHE_HOME": root / "u" / ".cache",
         "XDG_CONFIG_HOME": root / "u" / ".config",
+        # PyTorch's compiler makes its directory below TMPDIR else, whenever something first asks for it.
+        "TORCHINDUCTOR_CACHE_DIR": root / "u" / ".cache" / "torchinductor",
     }
     for name in ("HOME", "TMPDIR"):
         variables[name].mkdir(parents=True)

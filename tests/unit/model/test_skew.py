@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime  # noqa: F401 - writes a file into TMPDIR when it is first imported, which no test may leave
 import pytest
 
 from polyserve.model import ModelPackage, package
