@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from polyserve.bucket import Bucket
 from polyserve.bundle import Bundle
 from polyserve.driver import Artifact
-from polyserve.errors import FailedPreconditionError
+from polyserve.errors import FailedPreconditionError, InvalidArgumentError, PackageError
 
 __all__ = ["upload_bundle", "upload_model"]
 
@@ -38,11 +38,24 @@ def upload_model(bucket: Bucket, model: Artifact, path: Path, told: Callable[[in
         told: Called with the number of bytes that have gone up, now and then.
 
     Raises:
-        InvalidArgumentError: The file is not what it was when the model was packaged.
+        PackageError: The file is not what it was when the model was packaged.
     """
     # Without a condition: it would be decided after gigabytes have gone up, and whoever comes between writes the same bytes.
-    with path.open("rb") as file:
-        bucket.put(model.key, cast("BinaryIO", _Counted(file, told)), metadata={"sha256": model.sha256})
+    # The errors of the bucket are OSErrors too, some of them: only what the file itself does is about the file.
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _changed(path, error) from error
+    with file:
+        try:
+            bucket.put(model.key, cast("BinaryIO", _Counted(file, told)), metadata={"sha256": model.sha256})
+        except InvalidArgumentError as error:
+            raise _changed(path, error) from error
+
+
+def _changed(path: Path, error: Exception) -> PackageError:
+    message = f"upload {path.name!r} failed: it is not the file that was packaged ({error}); package the model again"
+    return PackageError(message, operation="upload", resource=str(path))
 
 
 class _Counted(io.RawIOBase):

@@ -1,7 +1,7 @@
 """Make an OCI image of layers, on top of a base image or of nothing, without any daemon: a configuration, a manifest, and their digests.
 
     base = resolve(registry, parse("host/python:3.11"), architecture="x86_64")
-    image = make(layered(contents, root="/var/task"), ImageConfig(cmd=("entrypoint.handler",)), architecture="x86_64", base=base)
+    image = make(layers_of(bundle, info, root="/var/task"), ImageConfig(cmd=("entrypoint.handler",)), architecture="x86_64", base=base)
 
 The same layers, base and configuration give the same image digest, on any machine: nothing in it is a time, a name or a path of here. Knows
 registries only to read a base; `polyserve.bundle.publishing` pushes an image, or writes it to a directory.
@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polyserve.bundle.build import PACKAGE, Bundle
 from polyserve.bundle.layers import MEDIA_TYPE as LAYER_TYPE
 from polyserve.bundle.layers import Layer, layer
 from polyserve.bundle.references import Reference
 from polyserve.bundle.registry import Manifest, Registry
+from polyserve.driver import ProviderInfo
 from polyserve.errors import InvalidArgumentError, PackageError, UnsupportedError
+from polyserve.runtime import archive
 
-__all__ = ["Base", "Image", "ImageConfig", "layered", "make", "resolve"]
+__all__ = ["Base", "Image", "ImageConfig", "layered", "layers_of", "make", "resolve"]
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -152,6 +156,36 @@ def layered(contents: Mapping[str, Mapping[str, Path | bytes]], *, root: str = "
         if files:
             made.append(layer(" and ".join(name for name in wanted if contents.get(name)), files, root=root))
     return tuple(made)
+
+
+def layers_of(bundle: Bundle, info: ProviderInfo, *, root: str = "/") -> tuple[Layer, ...]:
+    """Make the layers of a bundle that was built: what was slimmed and locked for it is what is in the image.
+
+    Args:
+        bundle: The bundle.
+        info: The provider that it was built for.
+        root: Directory of the image that its files go to.
+
+    Raises:
+        PackageError: The bundle cannot be read, or the cache cannot be written.
+    """
+    form = info.bundle
+    with tempfile.TemporaryDirectory(prefix="polyserve-image-") as directory:
+        try:
+            archive.extract(bundle.path, Path(directory))
+        except (archive.ArchiveError, OSError) as error:
+            message = (
+                f"bundle {str(bundle.path)!r} cannot be unpacked: {error}; remove it from the cache and build it again"
+            )
+            raise PackageError(message, operation="build", resource=str(bundle.path)) from error
+        parts: dict[str, dict[str, Path | bytes]] = {"dependencies": {}, "runtime": {}, "entrypoint": {}, "package": {}}
+        for file in Path(directory).rglob("*"):
+            if file.is_file():
+                inside = file.relative_to(directory).as_posix()
+                part = "runtime" if inside.startswith("polyserve/") or inside in form.files else "dependencies"
+                part = "package" if inside.startswith(f"{PACKAGE}/") else part
+                parts["entrypoint" if inside == form.entrypoint else part][inside] = file
+        return layered(parts, root=root)
 
 
 def resolve(registry: Registry, reference: Reference, *, architecture: str) -> Base:

@@ -139,6 +139,15 @@ def test_a_model_that_is_damaged_in_the_bucket_is_refused_by_name_and_mended_by_
         assert mended.invoke([[3.0]]) == [[21.0]]
 
 
+def test_a_file_that_changed_after_packaging_is_not_uploaded(package):
+    polyserve.plan(package)
+    damage(package.root / "model/files/weights.bin")
+
+    with pytest.raises(polyserve.PackageError, match=r"'weights\.bin' failed: it is not the file that was packaged"):
+        polyserve.deploy(package, memory_mb=256)
+    polyserve.destroy(NAME)
+
+
 def test_destroy_leaves_neither_the_object_nor_the_file_on_disk(package):
     polyserve.deploy(package, memory_mb=256).close()
     assert any(line.startswith("model ") for line in inventory(home()))

@@ -9,12 +9,15 @@ import json
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.tree import DecisionTreeClassifier
 
-from polyserve.bundle.image import CONFIG_TYPE, Image, ImageConfig, layered, make, resolve
+from polyserve.bundle import build
+from polyserve.bundle.image import CONFIG_TYPE, Image, ImageConfig, layered, layers_of, make, resolve
 from polyserve.bundle.layers import layer
 from polyserve.bundle.publishing import Sending, push, write_layout
 from polyserve.bundle.references import Reference, parse
@@ -29,6 +32,9 @@ from polyserve.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from polyserve.model import package
+from polyserve.registry import info as info_of
+from polyserve.runtime.host import Host
 
 SKOPEO, REGISTRY = shutil.which("skopeo"), shutil.which("docker-registry")
 USER, PASSWORD = "deployer", "open sesame"
@@ -162,6 +168,29 @@ def test_an_image_that_is_not_there_is_not_found(place):
         pytest.raises(NotFoundError, match="models/no"),
     ):
         resolve(registry, parse(f"{place.host}/models/no:1"), architecture="x86_64")
+
+
+def test_the_image_of_a_bundle_has_every_file_of_it(place, tmp_path):
+    model = DecisionTreeClassifier(random_state=0).fit([[0.0], [1.0]], [0, 1])
+    made = package(model, name="tree", sample=[[0.0], [1.0]])
+    info = info_of("local")
+    bundle = build(made, info, python=made.manifest.python, architecture="x86_64")
+    target = parse(f"{place.host}/models/tree:1")
+    with Registry(place.host, credentials=place.credentials) as registry:
+        push(make(layers_of(bundle, info, root="/var/task"), CONFIG, architecture="x86_64"), registry, target)
+        for each in resolve(registry, target, architecture="x86_64").layers:
+            body = b"".join(registry.stream_blob("models/tree", each["digest"]))
+            with tarfile.open(fileobj=io.BytesIO(body), mode="r:gz") as archive:
+                archive.extractall(tmp_path / "image", filter="data")
+
+    root = tmp_path / "image/var/task"
+    with zipfile.ZipFile(bundle.path) as archive:
+        assert {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} == set(
+            archive.namelist()
+        )
+    host = Host(root / "package", sink=lambda lines: None)
+    host.load()
+    assert made.difference(host.handle(made.golden_request())) is None
 
 
 # --- what other tools make of it ------------------------------------------------------------------------------------
