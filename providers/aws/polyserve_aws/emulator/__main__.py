@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def main() -> int:
         "--idle", type=float, default=IDLE_S, metavar="SECONDS", help="how long an idle environment is kept"
     )
     given = parser.parse_args()
+    # Large objects overflow into temporary files; they too belong below the directory.
+    temporary = given.directory.absolute() / "temporary"
+    temporary.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(temporary)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -44,6 +44,10 @@ class Listener:
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = bytearray()
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            # aiohttp's own applications do this, its plain server does not; boto3 waits a second for it.
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         if request.body_exists:
             async for piece in request.content.iter_any():
                 body += piece
