@@ -5,16 +5,18 @@ Finds the provider that the settings name and puts the retrying layer around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from polyserve import emulation, registry
 from polyserve.bucket import Bucket
+from polyserve.comparison import Comparison, compare
 from polyserve.deployment import Deployment, DeploymentStatus
 from polyserve.driver import Scaling
-from polyserve.errors import NotFoundError
+from polyserve.errors import InvalidArgumentError, NotFoundError
 from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
 from polyserve.model import ModelPackage, package
@@ -34,7 +36,7 @@ LOCAL = "local"
 _ASKED = ("memory_mb", "min_instances", "max_instances", "environment")
 """Portable settings that are arguments of `deploy` under their own name."""
 
-__all__ = ["connect", "deploy", "destroy", "list_deployments", "open_bucket", "package", "plan"]
+__all__ = ["connect", "deploy", "destroy", "diff", "list_deployments", "open_bucket", "package", "plan"]
 
 
 def plan(
@@ -151,6 +153,31 @@ def connect(
         return Deployment(target, load(target.bucket, name)[0])
     except NotFoundError as error:
         raise _unknown(target, name) from error
+
+
+def diff(name: str, *, providers: Sequence[str], profile: str | None = None, emulate: bool | None = None) -> Comparison:
+    """Compare the deployments of one name on several providers: the same package, the same bytes, the same errors. Changes nothing.
+
+    Args:
+        name: The deployment's name on all of them.
+        providers: The providers, two at least.
+        profile: The profile of the settings.
+        emulate: As `deploy`; `local` has no use for it.
+
+    Raises:
+        InvalidArgumentError: There are fewer than two providers.
+        NotFoundError: One of them has no such deployment.
+        FailedPreconditionError: One has no revision with traffic, or its package has no golden sample.
+    """
+    if len(set(providers)) < 2:
+        message = f"there is nothing to compare {', '.join(providers) or 'nothing'} with: name two providers or more"
+        raise InvalidArgumentError(message, operation="diff", resource=name)
+    with ExitStack() as stack:
+        found = [
+            stack.enter_context(connect(name, provider=provider, profile=profile, emulate=emulate))
+            for provider in dict.fromkeys(providers)
+        ]
+        return compare(found)
 
 
 def destroy(name: str, *, provider: str | None = None, profile: str | None = None, emulate: bool | None = None) -> None:

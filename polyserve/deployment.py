@@ -131,6 +131,11 @@ class Deployment:
         return self._record.name
 
     @property
+    def target(self) -> Target:
+        """Where it lives: its provider and the bucket of its record and bundles."""
+        return self._target
+
+    @property
     def provider(self) -> str:
         """The name of the provider it is on."""
         return self._record.provider

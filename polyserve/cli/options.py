@@ -47,17 +47,18 @@ def where(command: Callable[..., object]) -> Callable[..., object]:
 
     adding: Callable[..., object] = gathered
     for add in (
-        click.option(
-            "--emulate",
-            is_flag=True,
-            default=None,
-            help="Rehearse it: the provider's emulator on this machine, no account.",
-        ),
+        emulate,
         click.option("--profile", metavar="NAME", help="Named settings of polyserve.toml."),
         click.option("--provider", metavar="NAME", help="local, aws, ...; default: from the settings, else local."),
     ):
         adding = add(adding)
     return adding
+
+
+def emulate(command: F) -> F:
+    """Add --emulate."""
+    meaning = "Rehearse it: the provider's emulator on this machine, no account."
+    return click.option("--emulate", is_flag=True, default=None, help=meaning)(command)
 
 
 def spelt(where: Where) -> str:

@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "history": "Show what was deployed when.",
         "logs": "Show what a deployment wrote.",
         "metrics": "Show requests, errors, latency and cold starts.",
+        "diff": "Compare a deployment on several providers, byte by byte.",
     },
     "Change it": {
         "traffic": "Show or split the traffic between revisions.",

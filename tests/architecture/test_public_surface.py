@@ -44,6 +44,7 @@ NAMES = [
     "connect",
     "deploy",
     "destroy",
+    "diff",
     "list_deployments",
     "open_bucket",
     "package",
