@@ -4,7 +4,8 @@
     polyserve/               the runtime, and the lazy `__init__.py` above it
     polyserve_entrypoint.py  the provider's entrypoint: native event -> request -> host -> native response
 
-Knows no provider beyond what its `ProviderInfo` says.
+and, where the platform does not install them by itself, the dependencies for its machine, slimmed, with byte-code for its Python. Where
+each of these goes is what `ProviderInfo.bundle` says; nothing more of a provider is known here.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import polyserve
+from polyserve.bundle import members, slimming, tracing, wheels, zipping
+from polyserve.bundle.compiling import byte_code
+from polyserve.bundle.contents import Content, Contents, of_file, of_text
+from polyserve.bundle.target import MACHINES, Target
 from polyserve.driver import ProviderInfo
 from polyserve.errors import PackageError
 from polyserve.model.storage import ModelPackage, cache_directory
-from polyserve.runtime import archive
 from polyserve.runtime.manifest import FILE_NAME, file_digest
 
-FORMAT = 1
+FORMAT = 2
 """Version of the bundle's form; part of its key in the cache."""
 
 PACKAGE = "package"
@@ -32,6 +37,11 @@ PACKAGE = "package"
 
 ENTRYPOINT = "polyserve_entrypoint"
 """The entrypoint's module within a bundle, whichever provider it is from."""
+
+Report = Callable[[str], None]
+
+_BYTE_CODE = "byte-code"
+_DEPENDENCIES = "dependencies"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +53,12 @@ class Bundle:
         sha256: Of the archive, hex.
         size: Of the archive, in bytes.
         unpacked_size: Of its files together, in bytes.
-        parts: What `unpacked_size` is made of, in bytes: `package`, `runtime`, `entrypoint`.
+        parts: What `unpacked_size` is made of, in bytes: `package`, `runtime`, `entrypoint`, and as the platform needs them `dependencies`,
+            `byte-code` and `platform`.
         package_digest: Tree digest of the model package in it.
+        distributions: Size in bytes of each dependency, its byte-code left out, largest first.
+        dropped: Bytes of the dependencies that were left out, by reason.
+        notes: What people should know of how it was made.
     """
 
     path: Path
@@ -53,10 +67,36 @@ class Bundle:
     unpacked_size: int
     parts: Mapping[str, int]
     package_digest: str
+    distributions: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Made:
+    """What a bundle is made of, by part and by path within it."""
+
+    parts: dict[str, Contents]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> dict[str, Content]:
+        return {path: content for part in self.parts.values() for path, content in part.items()}
+
+    def size(self, part: str) -> int:
+        return sum(content.size for content in self.parts[part].values())
 
 
 def build(
-    package: ModelPackage, info: ProviderInfo, *, python: str, architecture: str, remote: Collection[str] = ()
+    package: ModelPackage,
+    info: ProviderInfo,
+    *,
+    python: str,
+    architecture: str,
+    remote: Collection[str] = (),
+    slim: str = "standard",
+    report: Report = lambda text: None,
 ) -> Bundle:
     """Build the bundle of a package for a provider; the same input gives the same bytes. Takes milliseconds where it was built before.
 
@@ -67,24 +107,134 @@ def build(
         architecture: Processor architecture that the function runs on.
         remote: Files of the package that are left out: whoever deploys the bundle puts them in the bucket, and the function gets them
             from there when it starts.
+        slim: What of the dependencies is left out: `"standard"` (what no function can use), `"off"`, or `"traced"` (also what the
+            package's sample never touches, proven by answering it without).
+        report: Told what is being done, while it takes long.
 
     Raises:
-        PackageError: The package is damaged, is of another Python, or the cache cannot be written.
+        PackageError: The package is damaged or is of another Python, a dependency has no wheel for the target, the sample is not answered
+            by what was left of them, or the cache cannot be written.
+        UnavailableError: The package index cannot be reached.
     """
+    where: dict[str, Any] = {"provider": info.name, "operation": "build", "resource": package.name}
     if python != package.manifest.python:
         message = (
             f"package {package.name!r} was made under Python {package.manifest.python} and cannot run under {python}: "
             f"package the model again under {python}, or deploy it under {package.manifest.python}"
         )
-        raise PackageError(message, provider=info.name, operation="build", resource=package.name)
-    contents = _contents(package, info, frozenset(remote))
-    sizes = {part: sum(file.stat().st_size for file in files.values()) for part, files in contents.items()}
-    key = _key(package, contents, python, architecture)
-    path = cache_directory() / "bundles" / f"{key}.zip"
+        raise PackageError(message, **where)
+    if slim not in slimming.SLIM:
+        raise PackageError(f"slim is {slim!r}: it can be {', '.join(slimming.SLIM)}", **where)
+    if architecture not in MACHINES:
+        raise PackageError(f"architecture is {architecture!r}: it can be {', '.join(MACHINES)}", **where)
+    made = _Made(parts=_own_parts(package, info, frozenset(remote)))
+    target = Target.of(info, python=python, architecture=architecture)
+    try:
+        if info.bundle.dependencies is not None:
+            _add_dependencies(made, package, info, target=target, slim=slim, report=report)
+        if info.bundle.dependencies is not None or info.bundle.requirements_file is not None:
+            _add_byte_code(made, info, python, report)
+        bundle = _pack(made, package, f"{python}\0{architecture}", report)
+        if _BYTE_CODE in made.parts and bundle.size > (info.limits.bundle_bytes or bundle.size):
+            _leave_byte_code(made, "the upload would be larger than the platform takes")
+            bundle = _pack(made, package, f"{python}\0{architecture}", report)
+    except OSError as error:
+        place = str(error.filename or cache_directory())
+        message = f"{place!r} cannot be used ({error.strerror}): set POLYSERVE_CACHE to a directory that can"
+        raise PackageError(message, operation="build", resource=place) from error
+    return bundle
+
+
+def _own_parts(package: ModelPackage, info: ProviderInfo, remote: frozenset[str]) -> dict[str, Contents]:
+    library, form = Path(polyserve.__file__).parent, info.bundle
+    runtime = [library / "__init__.py", *library.glob("runtime/**/*.py")]
+    spec = find_spec(info.entrypoint)
+    if spec is None or spec.origin is None:
+        message = f"provider {info.name!r} names entrypoint {info.entrypoint!r}, which is not installed: reinstall the provider"
+        raise PackageError(message, provider=info.name, operation="build", resource=info.entrypoint)
+    files = {
+        path: Content(source=package.root / path, sha256=entry.sha256, size=entry.size)
+        for path, entry in package.manifest.files.items()
+        if path not in remote
+    }
+    files[FILE_NAME] = of_file(package.root / FILE_NAME)
+    platform = {path: of_text(text) for path, text in form.files.items()}
+    if form.requirements_file is not None:
+        lines = sorted({*package.manifest.requirements, *form.requirements})
+        platform[form.requirements_file] = of_text("".join(f"{line}\n" for line in lines))
+    parts: dict[str, Contents] = {
+        "package": {f"{PACKAGE}/{path}": content for path, content in files.items()},
+        "runtime": {f"{library.name}/{file.relative_to(library).as_posix()}": of_file(file) for file in runtime},
+        "entrypoint": {form.entrypoint: of_file(Path(spec.origin))},
+    }
+    return parts | ({"platform": platform} if platform else {})
+
+
+def _add_dependencies(
+    made: _Made, package: ModelPackage, info: ProviderInfo, *, target: Target, slim: str, report: Report
+) -> None:
+    lock, more = package.manifest.requirements, info.bundle.requirements
+    tree = wheels.fetch(lock, more, target, slim=slim != "off", report=report)
+    for line in tree.left_out:
+        made.notes.append(f"left out {line}: it is for graphics cards, and functions have none")
+    files: Contents = tree.files
+    if slim != "off":
+        slimmed = slimming.standard(files)
+        files, made.dropped = slimmed.files, slimmed.dropped
+    prefix = "" if info.bundle.dependencies == "." else f"{info.bundle.dependencies}/"
+    if slim == "traced":
+        traced = tracing.traced(package, made.files, files, prefix, target, report=report)
+        made.dropped = {**made.dropped, **traced.dropped}
+        files = traced.files
+    placed = {f"{prefix}{path}": content for path, content in files.items()}
+    taken = made.files
+    for path, content in placed.items():
+        if path in taken:
+            message = f"{content.owner or 'a dependency'} brings {path!r}, which is polyserve's own in a bundle: it cannot travel with it"
+            raise PackageError(message, provider=info.name, operation="build", resource=content.owner)
+    made.parts[_DEPENDENCIES] = placed
+
+
+def _add_byte_code(made: _Made, info: ProviderInfo, python: str, report: Report) -> None:
+    """Add byte-code of all that is imported; not of the package, whose files are verified and where an extra one is refused."""
+    compiled: dict[str, Content] = {}
+    for part in ("runtime", "entrypoint", _DEPENDENCIES):
+        found = byte_code(made.parts.get(part, {}), python, report=report)
+        if found is None:
+            made.notes.append(
+                f"no byte-code, so that the first answer takes longer: only Python {python} makes it, and there is none here; "
+                f"put a python{python} on the PATH"
+            )
+            return
+        compiled.update(found)
+    made.parts[_BYTE_CODE] = compiled
+    limit = info.limits.bundle_unpacked_bytes
+    if limit is not None and sum(map(made.size, made.parts)) > limit:
+        _leave_byte_code(made, "with it the bundle would be larger than the platform takes")
+
+
+def _leave_byte_code(made: _Made, reason: str) -> None:
+    size = made.size(_BYTE_CODE)
+    del made.parts[_BYTE_CODE]
+    made.notes.append(f"no byte-code ({size:,} bytes), so that the first answer takes longer: {reason}")
+
+
+def _pack(made: _Made, package: ModelPackage, target: str, report: Report) -> Bundle:
+    files = made.files
+    key = hashlib.sha256(f"{FORMAT}\0{zipping.FORMAT}\0{members.CODEC}\0{package.digest}\0{target}\0".encode())
+    for inside in sorted(files):
+        key.update(f"{inside}\0{files[inside].key}\0{files[inside].executable:d}\0".encode())
+    path = cache_directory() / "bundles" / f"{key.hexdigest()}.zip"
     digest = _cached(path)
     if digest is None:
+        report(f"packing {len(files)} files")
         package.verify()
-        digest = _write(path, {inside: file for files in contents.values() for inside, file in files.items()})
+        digest = _write(path, files)
+    sizes = {part: made.size(part) for part in made.parts}
+    owned: dict[str, int] = {}
+    for content in made.parts.get(_DEPENDENCIES, {}).values():
+        if content.owner:
+            owned[content.owner] = owned.get(content.owner, 0) + content.size
     return Bundle(
         path=path,
         sha256=digest,
@@ -92,36 +242,10 @@ def build(
         unpacked_size=sum(sizes.values()),
         parts=sizes,
         package_digest=package.digest,
+        distributions=dict(sorted(owned.items(), key=lambda item: (-item[1], item[0]))),
+        dropped=made.dropped,
+        notes=tuple(made.notes),
     )
-
-
-def _contents(package: ModelPackage, info: ProviderInfo, remote: frozenset[str]) -> dict[str, dict[str, Path]]:
-    """Return every file by part and by path within the bundle. Wheels for a target become one more part, `dependencies`."""
-    library = Path(polyserve.__file__).parent
-    runtime = [library / "__init__.py", *library.glob("runtime/**/*.py")]
-    spec = find_spec(info.entrypoint)
-    if spec is None or spec.origin is None:
-        message = f"provider {info.name!r} names entrypoint {info.entrypoint!r}, which is not installed: reinstall the provider"
-        raise PackageError(message, provider=info.name, operation="build", resource=info.entrypoint)
-    return {
-        "package": {
-            f"{PACKAGE}/{inside}": package.root / inside
-            for inside in [FILE_NAME, *package.manifest.files]
-            if inside not in remote
-        },
-        "runtime": {f"{library.name}/{file.relative_to(library).as_posix()}": file for file in runtime},
-        "entrypoint": {f"{ENTRYPOINT}.py": Path(spec.origin)},
-    }
-
-
-def _key(package: ModelPackage, contents: Mapping[str, Mapping[str, Path]], python: str, architecture: str) -> str:
-    key = hashlib.sha256(f"{FORMAT}\0{archive.LEVEL}\0{package.digest}\0{python}\0{architecture}\0".encode())
-    # Which files of the package are left out is all that its digest does not tell.
-    key.update("".join(f"{inside}\0" for inside in sorted(contents["package"])).encode())
-    for part in ("runtime", "entrypoint"):
-        for inside, file in sorted(contents[part].items()):
-            key.update(f"{inside}\0{file_digest(file)}\0".encode())
-    return key.hexdigest()
 
 
 def _cached(path: Path) -> str | None:
@@ -133,18 +257,11 @@ def _cached(path: Path) -> str | None:
         return None
 
 
-def _write(path: Path, files: Mapping[str, Path]) -> str:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        archive.write(path, files)
-        digest = file_digest(path)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".sha256")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(digest)
-        os.replace(name, path.with_suffix(".sha256"))
-    except OSError as error:
-        message = (
-            f"bundle {str(path)!r} cannot be written ({error.strerror}): set POLYSERVE_CACHE to a directory that can"
-        )
-        raise PackageError(message, operation="build", resource=str(path)) from error
+def _write(path: Path, files: Contents) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = zipping.write(path, files)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".sha256")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(digest)
+    os.replace(name, path.with_suffix(".sha256"))
     return digest

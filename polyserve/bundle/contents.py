@@ -1,0 +1,91 @@
+"""What goes into a bundle, file by file: where its bytes are, what identifies them, and how they come out.
+
+A value for every step between the wheels and the archive, so that none of them edits a file in place: uv's trees share their bytes with its
+cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyserve.bundle import elf
+from polyserve.errors import PackageError
+from polyserve.runtime.manifest import file_digest
+
+__all__ = ["Content", "Contents", "of_file", "of_text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """One file.
+
+    Attributes:
+        source: Where its bytes are, or they themselves.
+        sha256: Of what is at the source, hex; checked when it is read.
+        size: In bytes, as it will be in the bundle.
+        executable: Whether it may be run as a program.
+        stripped: Whether it is a shared library that leaves its debug symbols behind.
+        owner: The distribution that it is of, or an empty string.
+        shared: Whether other bundles will have the same file, so that its compressed form is worth keeping.
+    """
+
+    source: Path | bytes
+    sha256: str
+    size: int
+    executable: bool = False
+    stripped: bool = False
+    owner: str = ""
+    shared: bool = False
+
+    @property
+    def key(self) -> str:
+        """Return what identifies the bytes as they will be in the bundle."""
+        return f"{self.sha256}-{elf.FORMAT}" if self.stripped else self.sha256
+
+    def read(self) -> bytes:
+        """Return the bytes as they will be in the bundle.
+
+        Raises:
+            PackageError: They are not what they were when the file was first seen.
+            OSError: The file cannot be read.
+        """
+        data = self.source.read_bytes() if isinstance(self.source, Path) else self.source
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise self._changed()
+        return elf.stripped(data) if self.stripped else data
+
+    def check(self) -> None:
+        """Compare what is at the source with its digest.
+
+        Raises:
+            PackageError: It is not what it was when the file was first seen.
+            OSError: The file cannot be read.
+        """
+        if isinstance(self.source, Path) and file_digest(self.source) != self.sha256:
+            raise self._changed()
+
+    def _changed(self) -> PackageError:
+        message = f"{str(self.source)!r} was changed after it was first read: remove its directory and build again"
+        return PackageError(message, operation="build", resource=str(self.source))
+
+
+Contents = Mapping[str, Content]
+"""Files by posix path."""
+
+
+def of_file(path: Path, *, executable: bool = False) -> Content:
+    """Return a file as it is now.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return Content(source=path, sha256=file_digest(path), size=path.stat().st_size, executable=executable)
+
+
+def of_text(text: str) -> Content:
+    """Return a file with this text."""
+    data = text.encode()
+    return Content(source=data, sha256=hashlib.sha256(data).hexdigest(), size=len(data))

@@ -1,0 +1,106 @@
+"""What a function cannot use, and why: decided by path alone, but for the symbols at the end of libraries.
+
+Only what no code of a model reads while it answers: who needs more to go asks for `slim="traced"`, where the sample decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from packaging.utils import canonicalize_name
+
+from polyserve.bundle import elf
+from polyserve.bundle.contents import Content, Contents
+
+__all__ = ["FORMAT", "SLIM", "Slimmed", "for_graphics_cards", "standard"]
+
+FORMAT = 1
+"""Version of the rules below; part of a bundle's key."""
+
+SLIM = ("standard", "off", "traced")
+"""How much of the dependencies is left out."""
+
+SYMBOLS = "debug symbols"
+
+_BY_SUFFIX = {
+    **dict.fromkeys((".pyi", ".typed"), "stubs"),
+    **dict.fromkeys(
+        (".h", ".hh", ".hpp", ".hxx", ".cuh", ".inl", ".c", ".cc", ".cpp", ".cxx", ".cu"), "headers and sources"
+    ),
+    **dict.fromkeys(
+        (".f", ".f90", ".f95", ".pyx", ".pxd", ".pxi", ".tp", ".a", ".lib", ".o", ".cmake"), "headers and sources"
+    ),
+    **dict.fromkeys((".dll", ".pyd", ".exe", ".dylib"), "other systems"),
+}
+# What `importlib.metadata` and version checks read; and licences, which have to go where the code goes.
+_METADATA = re.compile(
+    r"METADATA|entry_points\.txt|top_level\.txt|licenses/.*|(LICEN[CS]E|COPYING|NOTICE|AUTHORS)[^/]*"
+)
+# The Python binding has the runtime linked into it; the library beside it is for C programs (29 MB).
+_SECOND_COPIES = re.compile(r"onnxruntime/capi/libonnxruntime\.so[.\d]*")
+_LIBRARY = re.compile(r"\.so(\.\d+)*$")
+
+_CUDA = re.compile(r"nvidia-.+|triton|pytorch-triton.*|cuda-(toolkit|bindings|pathfinder)")
+# These link against the CUDA libraries: without them they do not even load.
+_LINKED = frozenset(
+    {"torch", "jax-cuda12-plugin", "jax-cuda13-plugin", "cupy-cuda12x", "cupy-cuda13x", "tensorflow-gpu"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slimmed:
+    """What is left, and how many bytes went for which reason."""
+
+    files: Contents
+    dropped: Mapping[str, int]
+
+
+def for_graphics_cards(names: Iterable[str]) -> frozenset[str]:
+    """Return which of these distributions are libraries for graphics cards that nothing else here is linked against."""
+    known = {canonicalize_name(name) for name in names}
+    return frozenset() if known & _LINKED else frozenset(name for name in known if _CUDA.fullmatch(name))
+
+
+def standard(files: Contents) -> Slimmed:
+    """Leave out tests, headers and sources, stubs, other systems' libraries, debug symbols, and what only installers read.
+
+    Raises:
+        OSError: A library cannot be read.
+    """
+    kept: dict[str, Content] = {}
+    dropped: dict[str, int] = {}
+    for path, content in files.items():
+        reason = _reason(path)
+        if reason is not None:
+            dropped[reason] = dropped.get(reason, 0) + content.size
+            continue
+        shorter = _without_symbols(path, content)
+        if shorter is not content:
+            dropped[SYMBOLS] = dropped.get(SYMBOLS, 0) + content.size - shorter.size
+        kept[path] = shorter
+    return Slimmed(files=kept, dropped=dict(sorted(dropped.items())))
+
+
+def _reason(path: str) -> str | None:
+    *folders, name = path.split("/")
+    top = folders[0] if folders else ""
+    if top.endswith(".dist-info"):
+        return None if _METADATA.fullmatch(path.partition("/")[2]) else "notes of installers"
+    # `tests` is a package of tests in every distribution there is; `test` and `testing` are also modules that code imports.
+    if "tests" in folders or name == "conftest.py":
+        return "tests"
+    if name in {"meson.build", "CMakeLists.txt"}:
+        return "headers and sources"
+    if _SECOND_COPIES.fullmatch(path):
+        return "second copies"
+    return _BY_SUFFIX.get(PurePosixPath(name).suffix.lower())
+
+
+def _without_symbols(path: str, content: Content) -> Content:
+    if not _LIBRARY.search(path) or not isinstance(content.source, Path):
+        return content
+    size = elf.loaded_size(content.source)
+    return content if size is None else replace(content, size=size, stripped=True)

@@ -1,0 +1,215 @@
+"""The dependencies of a bundle: exactly the distributions of a lock, as built for a target, fetched once and kept by content.
+
+    wheels/<key>/tree/...     the files, as their wheels have them
+    wheels/<key>/files.json   what is there: digest, size, whether it is a program, and of which distribution
+
+Nothing in a tree is ever edited: it shares its bytes with the installer's own cache. What depends on this machine or on the installer
+(scripts, records of what was installed, byte-code) is no part of it, so that uv and pip give the same tree.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from polyserve.bundle import installers
+from polyserve.bundle.contents import Content, Contents, of_text
+from polyserve.bundle.slimming import for_graphics_cards
+from polyserve.bundle.target import Target
+from polyserve.bundle.zipping import processors
+from polyserve.errors import PackageError
+from polyserve.model.storage import cache_directory, staging
+from polyserve.runtime.manifest import file_digest, is_safe_path
+
+__all__ = ["FORMAT", "Tree", "fetch"]
+
+FORMAT = 1
+"""Version of a tree's form; part of its key in the cache."""
+
+Report = Callable[[str], None]
+
+_FILES = "files.json"
+_TREE = "tree"
+# What an installer writes about itself and its machine.
+_NOTES = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"})
+_LEFT_OUT = (
+    "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: Left out of this bundle: for graphics cards.\n"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """The dependencies of one lock for one target.
+
+    Attributes:
+        key: What identifies it; where more is derived from it, that is kept under this name.
+        root: Directory in the cache.
+        files: Its files, by path below the directory that is to be on the function's path.
+        left_out: Distributions of the lock that no function can use, `name==version`; nothing of them was fetched but their names.
+    """
+
+    key: str
+    root: Path
+    files: Contents
+    left_out: tuple[str, ...] = ()
+
+
+def fetch(
+    lock: Sequence[str], more: Sequence[str], target: Target, *, slim: bool = True, report: Report = lambda text: None
+) -> Tree:
+    """Return the dependencies of a package for a target; milliseconds where they were fetched before.
+
+    Interrupted, the next call goes on with what the installer has in its own cache.
+
+    Args:
+        lock: `name==version` of everything that the package needs, markers allowed.
+        more: Further requirements, resolved so that the versions of the lock stand.
+        target: Where it is to run.
+        slim: Whether libraries for graphics cards are left out.
+        report: Told what is being done, while it takes long.
+
+    Raises:
+        PackageError: A distribution has no wheel for the target (names it, the target and the way out), or the cache cannot be written.
+        UnavailableError: The package index cannot be reached.
+        MissingDependencyError: There is neither uv nor pip.
+    """
+    exact = tuple(sorted(_for_target(lock, target)))
+    if more:
+        exact = _resolved(exact, more, target, report)
+    unused = for_graphics_cards(line.partition("==")[0] for line in exact) if slim else frozenset()
+    wanted = [line for line in exact if canonicalize_name(line.partition("==")[0]) not in unused]
+    left_out = tuple(line for line in exact if line not in wanted)
+    key = _key("\n".join(wanted), target.key, installers.sources())
+    root = cache_directory() / "wheels" / key
+    files = _read(root)
+    if files is None:
+        files = _make(root, wanted, target, report)
+    return Tree(key=key, root=root, files={**files, **dict(map(_named_only, left_out))}, left_out=left_out)
+
+
+def _for_target(lock: Iterable[str], target: Target) -> Iterator[str]:
+    """Yield the requirements of a lock that the target has, without their markers."""
+    for line in lock:
+        try:
+            wanted = Requirement(line)
+        except InvalidRequirement as error:
+            message = f"requirement {line!r} of the package cannot be read: package the model again"
+            raise PackageError(message, operation="build", resource=line) from error
+        if wanted.marker is None or wanted.marker.evaluate(dict(target.markers)):
+            yield f"{canonicalize_name(wanted.name)}{wanted.specifier}"
+
+
+def _resolved(lock: tuple[str, ...], more: Sequence[str], target: Target, report: Report) -> tuple[str, ...]:
+    """Return the lock and what the further requirements need beside it; resolved once for the same of both."""
+    path = cache_directory() / "resolved" / _key("\n".join(lock), "\n".join(more), target.key, installers.sources())
+    try:
+        return tuple(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        pass
+    found = installers.resolve(more, lock, target, report=report)
+    names = {canonicalize_name(line.partition("==")[0]) for line in lock}
+    added = (line for line in found if canonicalize_name(line.partition("==")[0]) not in names)
+    exact = tuple(sorted({*lock, *added}))
+    with staging(path.parent) as fresh:
+        (fresh / path.name).write_text(json.dumps(exact))
+        os.replace(fresh / path.name, path)
+    return exact
+
+
+def _make(root: Path, lock: Sequence[str], target: Target, report: Report) -> Contents:
+    with staging(root.parent) as fresh:
+        tree = fresh / _TREE
+        tree.mkdir()
+        if lock:
+            installers.install(lock, tree, target, report=report)
+            report(f"reading {len(lock)} distributions")
+        entries = _entries(tree)
+        (fresh / _FILES).write_text(json.dumps(entries, separators=(",", ":"), sort_keys=True))
+        fresh.chmod(0o755)
+        try:
+            fresh.rename(root)
+        except OSError:
+            # Somebody else was quicker, or what is there is broken and makes room.
+            if _read(root) is None:
+                shutil.rmtree(root, ignore_errors=True)
+                fresh.rename(root)
+    files = _read(root)
+    if files is None:
+        message = f"{str(root)!r} cannot be read back: remove it and build again"
+        raise PackageError(message, operation="build", resource=str(root))
+    return files
+
+
+def _entries(tree: Path) -> dict[str, list[Any]]:
+    """Describe the files of a tree that are the wheels' own."""
+    owners = dict(_owners(tree))
+    paths = sorted(path for path in _walk(tree) if _belongs(path))
+
+    def describe(inside: str) -> list[Any]:
+        path = tree / inside
+        facts = path.stat()
+        return [file_digest(path), facts.st_size, bool(facts.st_mode & 0o100), owners.get(inside, "")]
+
+    with ThreadPoolExecutor(processors()) as pool:
+        return dict(zip(paths, pool.map(describe, paths), strict=True))
+
+
+def _walk(tree: Path) -> Iterator[str]:
+    for folder, folders, names in os.walk(tree):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        inside = Path(folder).relative_to(tree).as_posix()
+        for name in names:
+            if not os.path.islink(os.path.join(folder, name)):
+                yield name if inside == "." else f"{inside}/{name}"
+
+
+def _belongs(inside: str) -> bool:
+    top, slash, rest = inside.partition("/")
+    if not is_safe_path(inside) or top == "bin" or inside == ".lock" or inside.endswith(".pyc"):
+        return False  # scripts name the interpreter of this machine
+    return not (slash and top.endswith(".dist-info") and rest in _NOTES)
+
+
+def _owners(tree: Path) -> Iterator[tuple[str, str]]:
+    """Yield which distribution each file is of, as its installer noted it."""
+    for record in sorted(tree.glob("*.dist-info/RECORD")):
+        owner = canonicalize_name(record.parent.name.partition("-")[0])
+        with record.open(newline="", encoding="utf-8") as file:
+            for row in csv.reader(file):
+                if row:
+                    yield row[0], owner
+
+
+def _read(root: Path) -> Contents | None:
+    """Return the files of a tree in the cache, or `None` where there is none that is whole."""
+    try:
+        entries: Mapping[str, list[Any]] = json.loads((root / _FILES).read_bytes())
+    except (OSError, ValueError):
+        return None
+    tree = root / _TREE
+    return {
+        inside: Content(source=tree / inside, sha256=sha256, size=size, executable=runs, owner=owner, shared=True)
+        for inside, (sha256, size, runs, owner) in entries.items()
+    }
+
+
+def _named_only(line: str) -> tuple[str, Content]:
+    """Return the metadata that stands for a distribution that was left out: what checks versions finds the one that is locked."""
+    name, _, version = line.partition("==")
+    folder = f"{name.replace('-', '_')}-{version}.dist-info"
+    return f"{folder}/METADATA", of_text(_LEFT_OUT.format(name=name, version=version))
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join([str(FORMAT), *parts]).encode()).hexdigest()[:40]
