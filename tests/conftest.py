@@ -28,6 +28,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+# onnxruntime calls its maker from the moment it is imported. polyserve turns that off, but tests import it by themselves too.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 TESTS = Path(__file__).resolve().parent
 TIERS = {"unit", "contract", "providers", "e2e", "architecture", "benchmarks", "live"}
 ELSEWHERE = "it belongs into tests/contract, tests/providers or tests/e2e"

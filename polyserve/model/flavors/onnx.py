@@ -17,7 +17,7 @@ from typing import Any
 from polyserve.errors import MissingDependencyError, PackageError
 from polyserve.model.flavors import Saved
 from polyserve.model.onnxfile import OnnxHeader, read_header
-from polyserve.runtime.loaders.onnx import DATATYPES, TABLES, open_session
+from polyserve.runtime.loaders.onnx import DATATYPES, TABLES, import_onnxruntime, open_session
 from polyserve.runtime.messages import RequestError
 from polyserve.runtime.signature import TensorSpec
 from polyserve.runtime.tensors import TEXT
@@ -137,8 +137,7 @@ def _take_along(location: str, model: object, root: Path, what: str) -> None:
 
 
 def _open(path: Path, header: OnnxHeader, what: str) -> Any:
-    from onnxruntime import __version__ as version
-
+    version = import_onnxruntime().__version__
     try:
         return open_session(path)
     except Exception as error:
