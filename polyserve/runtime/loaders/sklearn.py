@@ -46,7 +46,7 @@ class SklearnModel:
         return [_tensor(name, array) for name, array in named.items() if outputs is None or name in outputs]
 
     def _call(self, inputs: Sequence[Tensor], outputs: Sequence[str] | None) -> dict[str, np.ndarray[Any, Any]]:
-        rows = values.from_tensors(inputs, self.signature.input_kind)
+        rows = self._rows(inputs)
         named: dict[str, np.ndarray[Any, Any]] = {}
         for method in self.methods:
             if outputs is not None and not any(self._belongs(name, method) for name in outputs):
@@ -63,9 +63,23 @@ class SklearnModel:
                 named[method] = _array(answer)
         return named
 
+    def _rows(self, inputs: Sequence[Tensor]) -> Any:
+        return values.from_tensors(inputs, self.signature.input_kind)
+
     def _belongs(self, output: str, method: str) -> bool:
         """Tell whether an output is a method's only one, or one of its several."""
         return output == method or (output not in self.methods and output.startswith(f"{method}_"))
+
+
+class MatrixModel(SklearnModel):
+    """A model that takes numbers alone: columns go to it as one matrix, so that no pandas is needed."""
+
+    def _rows(self, inputs: Sequence[Tensor]) -> Any:
+        import numpy as np
+
+        if len(inputs) == 1 and len(inputs[0].shape) > 1:
+            return inputs[0].numpy()
+        return np.column_stack([tensor.numpy() for tensor in inputs])
 
 
 def load(root: Path, manifest: Manifest) -> SklearnModel:

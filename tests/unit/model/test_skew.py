@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ def onnx_model(iris: Any) -> tuple[object, str]:
     return to_onnx(LogisticRegression(max_iter=200).fit(rows, iris[1]), rows[:1], target_opset=18), "onnxruntime"
 
 
+def xgboost_model(iris: Any) -> tuple[object, str]:
+    from xgboost import XGBClassifier
+
+    # Two distributions hold it, and which one is installed is the user's choice.
+    (distribution,) = packages_distributions()["xgboost"]
+    return XGBClassifier(n_estimators=2).fit(*iris), distribution
+
+
 def sklearn_model(iris: Any) -> tuple[object, str]:
     from sklearn.tree import DecisionTreeClassifier
 
@@ -40,6 +48,7 @@ MODELS: dict[str, Callable[[Any], tuple[object, str]]] = {
     "onnx": onnx_model,
     "sklearn": sklearn_model,
     "torch": torch_model,
+    "xgboost": xgboost_model,
 }
 """For each flavor a model, and the distribution whose version its answers depend on."""
 
