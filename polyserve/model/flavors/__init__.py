@@ -19,7 +19,7 @@ from typing import Protocol, cast
 from polyserve.errors import PackageError
 from polyserve.runtime.signature import TensorSpec
 
-FLAVORS = ("onnx", "xgboost", "torch", "sklearn", "python")
+FLAVORS = ("onnx", "xgboost", "lightgbm", "torch", "sklearn", "python")
 """Every flavor, the most particular first: the first that recognises a model has it."""
 
 
@@ -123,8 +123,8 @@ def detect(model: object) -> Flavor:
     if isinstance(model, type):
         what = f"class {model.__qualname__!r}, which has no predict(inputs),"
     message = (
-        f"{what} is not a model that polyserve knows: pass a fitted estimator of scikit-learn or XGBoost, a PyTorch module, an ONNX model, "
-        "a function, a class with predict(), "
+        f"{what} is not a model that polyserve knows: pass a fitted estimator of scikit-learn, XGBoost or LightGBM, a PyTorch module, "
+        "an ONNX model, a function, a class with predict(), "
         f"a model file ({suffixes}), a package, or 'module:attribute'"
     )
     raise PackageError(message, operation="package", resource=what)

@@ -43,6 +43,11 @@ XGBOOST = """
 import xgboost
 model = xgboost.XGBClassifier(n_estimators=2).fit(np.array([[0.0], [1.0]]), [0, 1])
 """
+LIGHTGBM = """
+import lightgbm
+rows = np.arange(40.0).reshape(-1, 1)
+model = lightgbm.LGBMClassifier(n_estimators=2, verbose=-1).fit(rows, [0] * 20 + [1] * 20)
+"""
 
 
 @pytest.fixture
@@ -67,8 +72,8 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("model", "used"),
-    [(FUNCTION, set()), (SKLEARN, set()), (XGBOOST, {"xgboost"})],
-    ids=["a function", "scikit-learn", "xgboost"],
+    [(FUNCTION, set()), (SKLEARN, set()), (XGBOOST, {"xgboost"}), (LIGHTGBM, {"lightgbm"})],
+    ids=["a function", "scikit-learn", "xgboost", "lightgbm"],
 )
 def test_packaging_and_serving_imports_no_other_framework(run, model, used):
     assert run(model) & FRAMEWORKS == used

@@ -32,6 +32,12 @@ def xgboost_model(iris: Any) -> tuple[object, str]:
     return XGBClassifier(n_estimators=2).fit(*iris), distribution
 
 
+def lightgbm_model(iris: Any) -> tuple[object, str]:
+    from lightgbm import LGBMClassifier
+
+    return LGBMClassifier(n_estimators=2, num_leaves=4, verbose=-1).fit(*iris), "lightgbm"
+
+
 def sklearn_model(iris: Any) -> tuple[object, str]:
     from sklearn.tree import DecisionTreeClassifier
 
@@ -45,6 +51,7 @@ def torch_model(iris: Any) -> tuple[object, str]:
 
 
 MODELS: dict[str, Callable[[Any], tuple[object, str]]] = {
+    "lightgbm": lightgbm_model,
     "onnx": onnx_model,
     "sklearn": sklearn_model,
     "torch": torch_model,
