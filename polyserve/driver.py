@@ -19,7 +19,6 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 from polyserve.runtime.messages import ErrorCode, Request, Response
 
 __all__ = [
-    "LABEL",
     "Address",
     "AppPlatform",
     "AppProvider",
