@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from polyserve.runtime import environment, loaders, manifest
 from polyserve.runtime.loaders import Model
 from polyserve.runtime.manifest import Manifest, ManifestError
-from polyserve.runtime.remote import Assembled, Remote, RemoteError, assemble
+
+if TYPE_CHECKING:
+    from polyserve.runtime.remote import Assembled, Remote
 
 __all__ = ["LoadError", "Loaded", "load"]
 
@@ -53,15 +56,15 @@ def load(root: Path, remote: Remote | None = None) -> Loaded:
             is the cause.
     """
     began = perf_counter()
-    whole = Assembled(root=root)
     try:
         described = manifest.read(root)
-        if remote is not None:
-            whole = assemble(root, described, remote)
+        whole = None if remote is None else _whole(root, described, remote)
         fetched = perf_counter()
-        manifest.verify(whole.root, described, verified=whole.verified)
-    except RemoteError as error:
-        raise LoadError(f"the package cannot be put together: {error}; deploy it again") from error
+        if whole is None:
+            manifest.verify(root, described)
+        else:
+            root = whole.root
+            manifest.verify(root, described, verified=whole.verified)
     except ManifestError as error:
         raise LoadError(f"the package is not whole: {error}; deploy it again") from error
     except OSError as error:
@@ -76,7 +79,7 @@ def load(root: Path, remote: Remote | None = None) -> Loaded:
         import_module(f"{loaders.__name__}.{described.flavor}")
     imported = perf_counter()
     try:
-        model = loaders.load(whole.root, described)
+        model = loaders.load(root, described)
     except (Exception, SystemExit) as error:
         raise LoadError(f"loading model {described.name!r} failed: {type(error).__name__}: {error}") from error
     loaded = perf_counter()
@@ -85,6 +88,18 @@ def load(root: Path, remote: Remote | None = None) -> Loaded:
         model=model,
         import_ms=(imported - started) * 1e3,
         load_ms=(loaded - imported) * 1e3,
-        fetch_ms=(fetched - began) * 1e3 if whole.root != root else 0.0,
-        fetched_bytes=whole.fetched_bytes,
+        fetch_ms=(fetched - began) * 1e3 if whole is not None else 0.0,
+        fetched_bytes=whole.fetched_bytes if whole is not None else 0,
     )
+
+
+def _whole(root: Path, described: Manifest, remote: Remote) -> Assembled | None:
+    """Put a package together that lacks files, and return it; `None` where it lacks none."""
+    # Imported late: it costs milliseconds, and most packages lack nothing.
+    from polyserve.runtime.remote import RemoteError, assemble
+
+    try:
+        whole = assemble(root, described, remote)
+    except RemoteError as error:
+        raise LoadError(f"the package cannot be put together: {error}; deploy it again") from error
+    return None if whole.root == root else whole
