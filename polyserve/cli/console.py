@@ -188,7 +188,7 @@ class _ShownStep(Step):
 
     def note(self, words: str) -> None:
         if self._turning:
-            self._status.update(self._line(f"{self.title}, {words}"))
+            self._status.update(self._line(words))
 
     def done(self, note: str = "", *, seconds: float | None = None) -> None:
         if not self._turning:

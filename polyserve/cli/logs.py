@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polyserve.cli import options
-from polyserve.cli.console import Cell, Console, clock, jsonable, milliseconds
+from polyserve.cli.console import Cell, Console, clock, jsonable, milliseconds, size
 
 if TYPE_CHECKING:
     from polyserve.driver import LogEvent
@@ -74,13 +74,19 @@ def _cells(event: LogEvent, line: dict[str, Any] | None) -> list[str | Cell]:
         case "request":
             return [*cells, *_request(line)]
         case "start":
-            load = f"imports {milliseconds(float(line.get('import_ms') or 0))} ms, model {milliseconds(float(line.get('load_ms') or 0))} ms"
-            return [*cells, Cell("start  ", "green"), load]
+            return [*cells, Cell("start  ", "green"), _start(line)]
         case "traceback":
             text = str(line.get("traceback") or line.get("message") or event.message).rstrip()
             return [*cells, Cell("traceback of request ", "red"), str(line.get("request_id", "")), f"\n{text}"]
         case _:
             return [*cells, event.message]
+
+
+def _start(line: dict[str, Any]) -> str:
+    """Say what a start took, and where."""
+    imports, model, fetch = (milliseconds(float(line.get(f"{what}_ms") or 0)) for what in ("import", "load", "fetch"))
+    read = f"{size(int(line.get('fetched_bytes') or 0))} from the bucket {fetch} ms, " if line.get("fetch_ms") else ""
+    return f"{read}imports {imports} ms, model {model} ms"
 
 
 def _request(line: dict[str, Any]) -> list[str | Cell]:

@@ -315,6 +315,20 @@ def test_logs_show_requests_starts_and_what_the_model_printed(run, deployment):
     ]
 
 
+def test_a_start_that_read_the_bucket_says_how_much_and_how_long(run, deployment):
+    start = {
+        "event": "start",
+        "at": 1,
+        "import_ms": 5.0,
+        "load_ms": 12.0,
+        "fetch_ms": 250.0,
+        "fetched_bytes": 60_000_000,
+    }
+    deployment.events = [replace(request_event(), message=json.dumps(start))]
+
+    assert "60.0 MB from the bucket 250 ms, imports 5.00 ms, model 12.0 ms" in run("logs", "iris").stdout
+
+
 def test_logs_as_json_are_one_object_a_line(run, deployment):
     deployment.events = [request_event(), replace(request_event(), message="text", revision=0, instance="")]
     first, second = map(json.loads, run("logs", "iris", "--json").stdout.splitlines())
