@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyserve.api import connect, deploy, destroy, diff, list_deployments, open_bucket, package, plan
+    from polyserve.api import compress, connect, deploy, destroy, diff, list_deployments, open_bucket, package, plan
     from polyserve.bucket import Bucket
     from polyserve.deployment import Deployment
     from polyserve.driver import Capability, ErrorCode
@@ -46,7 +46,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "polyserve.api": ("connect", "deploy", "destroy", "diff", "list_deployments", "open_bucket", "package", "plan"),
+    "polyserve.api": (
+        "compress",
+        "connect",
+        "deploy",
+        "destroy",
+        "diff",
+        "list_deployments",
+        "open_bucket",
+        "package",
+        "plan",
+    ),
     "polyserve.bucket": ("Bucket",),
     "polyserve.deployment": ("Deployment",),
     "polyserve.driver": ("Capability", "ErrorCode"),
@@ -102,6 +112,7 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "VerificationError",
+    "compress",
     "connect",
     "deploy",
     "destroy",

@@ -20,6 +20,7 @@ from polyserve.errors import InvalidArgumentError, NotFoundError
 from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
 from polyserve.model import ModelPackage, package
+from polyserve.model.compress import compress
 from polyserve.planner import Desired, Plan
 from polyserve.planner import plan as _plan
 from polyserve.records import load, names
@@ -36,7 +37,7 @@ LOCAL = "local"
 _ASKED = ("memory_mb", "min_instances", "max_instances", "environment")
 """Portable settings that are arguments of `deploy` under their own name."""
 
-__all__ = ["connect", "deploy", "destroy", "diff", "list_deployments", "open_bucket", "package", "plan"]
+__all__ = ["compress", "connect", "deploy", "destroy", "diff", "list_deployments", "open_bucket", "package", "plan"]
 
 
 def plan(

@@ -41,6 +41,7 @@ NAMES = [
     "UnavailableError",
     "UnsupportedError",
     "VerificationError",
+    "compress",
     "connect",
     "deploy",
     "destroy",

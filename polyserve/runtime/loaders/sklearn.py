@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from polyserve.runtime import modules, values
 from polyserve.runtime.manifest import Manifest
@@ -86,9 +86,17 @@ def load(root: Path, manifest: Manifest) -> SklearnModel:
     """Unpickle the estimator. The files must have been verified."""
     modules.add(root)
     loader = cast("Mapping[str, Any]", manifest.loader)
-    with (root / loader["path"]).open("rb") as file:
+    with _opened(root / loader["path"], str(loader.get("compression", ""))) as file:
         estimator = pickle.load(file)
     return SklearnModel(estimator, loader["methods"], manifest.signature)
+
+
+def _opened(path: Path, compression: str) -> IO[bytes]:
+    if compression == "xz":
+        import lzma
+
+        return lzma.open(path, "rb")
+    return path.open("rb")
 
 
 def _array(answer: Any) -> np.ndarray[Any, Any]:
