@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """The provider that runs on this machine anyway, so that there is nothing to emulate."""
 
-_ASKED = ("memory_mb", "min_instances", "max_instances", "environment")
+_ASKED = ("memory_mb", "min_instances", "max_instances", "environment", "slim", "architecture")
 """Portable settings that are arguments of `deploy` under their own name."""
 
 __all__ = ["compress", "connect", "deploy", "destroy", "diff", "list_deployments", "open_bucket", "package", "plan"]
@@ -47,6 +47,7 @@ def plan(
     provider: str | None = None,
     profile: str | None = None,
     emulate: bool | None = None,
+    on_event: Callable[[Event], None] | None = None,
     **asked: Any,
 ) -> Plan:
     """Return what `deploy` with the same arguments would do. Changes nothing.
@@ -57,6 +58,7 @@ def plan(
         provider: As `deploy`.
         profile: As `deploy`.
         emulate: As `deploy`.
+        on_event: Called while the bundle is built, where that takes long.
         **asked: Everything else that `deploy` takes.
 
     Raises:
@@ -67,7 +69,7 @@ def plan(
     settings = _settings(provider, profile, asked, emulate)
     target = _target(settings)
     try:
-        desired, _, _ = _desired(model, name, settings, target, asked)
+        desired, _, _ = _desired(model, name, settings, target, asked, on_event=on_event)
         permissions = target.provider.functions.permissions(desired.spec(1))
         return _plan(desired, observe(target, desired), permissions=permissions)
     finally:
@@ -88,6 +90,8 @@ def deploy(
     max_instances: int | None = None,
     environment: Mapping[str, str] | None = None,
     canary: int | None = None,
+    slim: str | None = None,
+    architecture: str | None = None,
     options: Mapping[str, object] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Deployment:
@@ -109,6 +113,9 @@ def deploy(
         max_instances: Most instances.
         environment: Environment variables of the function. Values never reach the record.
         canary: Percent of the traffic for the new revision; the stable one keeps the rest.
+        slim: What of the dependencies is left out of the bundle: `"standard"` (what no function can use), `"off"`, or `"traced"` (also what
+            the sample never touches).
+        architecture: `"x86_64"` or `"arm64"`; by default this machine's where the platform has it.
         options: Options of the provider, over those of the profile.
         on_event: Called when a step begins and when it ends.
 
@@ -127,12 +134,14 @@ def deploy(
         "max_instances": max_instances,
         "environment": environment,
         "canary": canary,
+        "slim": slim,
+        "architecture": architecture,
         "options": options,
     }
     settings = _settings(provider, profile, asked, emulate)
     target = _target(settings)
     try:
-        desired, packaged, bundle = _desired(model, name, settings, target, asked)
+        desired, packaged, bundle = _desired(model, name, settings, target, asked, on_event=on_event)
         roll_out(target, desired, packaged, bundle, listener=on_event)
         return Deployment(target, load(target.bucket, desired.name)[0])
     except BaseException:
@@ -240,7 +249,13 @@ def _target(settings: Settings) -> Target:
 
 
 def _desired(
-    model: object, name: str | None, settings: Settings, target: Target, asked: Mapping[str, Any]
+    model: object,
+    name: str | None,
+    settings: Settings,
+    target: Target,
+    asked: Mapping[str, Any],
+    *,
+    on_event: Callable[[Event], None] | None,
 ) -> tuple[Desired, ModelPackage, Bundle]:
     packaged = package(model, name=None if isinstance(model, ModelPackage) else name, sample=asked.get("sample"))
     deployment = name or packaged.name
@@ -255,6 +270,9 @@ def _desired(
         scaling=_scaling(settings, target, deployment),
         canary=asked.get("canary"),
         model_in_bucket_mb=settings.model_in_bucket_mb,
+        architecture=settings.architecture,
+        slim=settings.slim,
+        listener=on_event,
     )
     return desired, packaged, bundle
 

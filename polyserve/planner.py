@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from polyserve.driver import LABEL, Artifact, Capability, FunctionSpec, FunctionStatus, Phase, ProviderInfo, Scaling
+from polyserve.footprint import Fit, Footprint, fits, way_out
 from polyserve.records import DeploymentRecord, Revision
 
 ASSUMED_SECONDS = 0.1
@@ -24,6 +25,7 @@ ASSUMED_SECONDS = 0.1
 class StepKind(StrEnum):
     """What a step of a plan does."""
 
+    BUNDLE = "bundle"
     PREPARE = "prepare"
     UPLOAD = "upload"
     APPLY = "apply"
@@ -80,6 +82,8 @@ class Desired:
         canary: Percent of the traffic for this revision beside the stable one; `None` for all of it.
         warnings: What packaging wants people to know.
         models: Files of the package that the bundle leaves to the bucket, by path; two of one content are one object.
+        footprint: What the bundle is made of.
+        providers: Platforms whose limits the bundle is held against, beside this one's.
     """
 
     name: str
@@ -100,6 +104,8 @@ class Desired:
     canary: int | None = None
     warnings: tuple[str, ...] = ()
     models: Mapping[str, Artifact] = field(default_factory=dict)
+    footprint: Footprint = Footprint()  # noqa: RUF009 - frozen
+    providers: tuple[ProviderInfo, ...] = ()
 
     def spec(self, number: int) -> FunctionSpec:
         """Return the specification of this as revision `number`."""
@@ -151,6 +157,8 @@ class Plan:
         permissions: What the caller must be allowed to do.
         price_per_million: US dollars for a million calls of `ASSUMED_SECONDS` each; `None` where it is free.
         in_bucket: Size in bytes of each file of the model that stays in the bucket, by path; instances read them when they start.
+        footprint: What the bundle is made of.
+        fits: The bundle beside the limits of every installed provider; empty where its dependencies do not travel in it.
     """
 
     name: str
@@ -167,6 +175,8 @@ class Plan:
     permissions: tuple[str, ...] = ()
     price_per_million: float | None = None
     in_bucket: Mapping[str, int] = field(default_factory=dict)
+    footprint: Footprint = Footprint()  # noqa: RUF009 - frozen
+    fits: tuple[Fit, ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -183,6 +193,8 @@ class Plan:
             "bundle_bytes": self.bundle_bytes,
             "unpacked_bytes": self.unpacked_bytes,
             "in_bucket": dict(self.in_bucket),
+            "bundle": self.footprint.to_dict(),
+            "fits": [fit.to_dict() for fit in self.fits],
             "weights": {str(number): percent for number, percent in self.weights.items()},
             "changes": self.changes,
             "steps": [{"kind": step.kind.value, "summary": step.summary} for step in self.steps],
@@ -243,6 +255,8 @@ def plan(desired: Desired, observed: Observed, *, permissions: Sequence[str] = (
         permissions=tuple(permissions),
         price_per_million=per_call,
         in_bucket={path: model.size for path, model in sorted(desired.models.items())},
+        footprint=desired.footprint,
+        fits=fits(desired.footprint, desired.providers, size=desired.artifact.size, unpacked=desired.unpacked_bytes),
     )
 
 
@@ -274,20 +288,9 @@ def _check(desired: Desired, observed: Observed, number: int) -> _Findings:
     found.within(
         "timeout", desired.timeout.total_seconds(), limits.timeout.total_seconds(), "s", "ask for a shorter --timeout"
     )
-    found.within(
-        "bundle",
-        desired.artifact.size,
-        limits.bundle_bytes,
-        "bytes",
-        f"{title} takes no larger upload: a smaller model or fewer requirements",
-    )
-    found.within(
-        "bundle unpacked",
-        desired.unpacked_bytes,
-        limits.bundle_unpacked_bytes,
-        "bytes",
-        "a smaller model or fewer requirements",
-    )
+    smaller = way_out(desired.footprint, title)
+    found.within("bundle", desired.artifact.size, limits.bundle_bytes, "bytes", smaller)
+    found.within("bundle unpacked", desired.unpacked_bytes, limits.bundle_unpacked_bytes, "bytes", smaller)
     found.within(
         "request body", desired.request_bytes, limits.request_bytes, "bytes", "set request_bytes lower in the profile"
     )

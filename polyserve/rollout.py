@@ -8,27 +8,23 @@ be). A revision whose golden answer differs is recorded as failed and never gets
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-from polyserve.bucket import Bucket
-from polyserve.bundle import Bundle, fit
+from polyserve.bundle import Bundle
+from polyserve.desired import Event, Listener, Target, desire
 from polyserve.driver import (
     Artifact,
     FunctionSpec,
     FunctionStatus,
-    Limits,
     Phase,
     Provider,
     Request,
     RevisionStatus,
-    Scaling,
 )
 from polyserve.endpoint import Endpoint
 from polyserve.errors import (
@@ -42,10 +38,23 @@ from polyserve.errors import (
 )
 from polyserve.model import ModelPackage
 from polyserve.planner import Desired, Observed, Plan, StepKind, failed, matching_revision, missing_models, plan
-from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load, prefix
-from polyserve.runtime.manifest import FileEntry
+from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load
 from polyserve.runtime.signature import Signature
 from polyserve.uploads import upload_bundle, upload_model
+
+__all__ = [
+    "Event",
+    "Listener",
+    "Target",
+    "describe",
+    "desire",
+    "observe",
+    "refuse",
+    "roll_out",
+    "verify",
+    "wait_ready",
+    "wait_routed",
+]
 
 READY_WITHIN = timedelta(minutes=15)
 """How long a revision may take to be ready: building an environment or an image is the slow part."""
@@ -55,107 +64,6 @@ COLD_WITHIN = timedelta(minutes=2)
 
 SHORTEST_POLL, LONGEST_POLL = 0.01, 2.0
 """Seconds between two looks at a revision that is not ready: a tenth of the time it took so far, within these."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that a rollout tells its caller: a step of the plan began, went on or ended. `detail` says how far an upload is."""
-
-    step: StepKind
-    state: Literal["start", "progress", "done"]
-    detail: str = ""
-    seconds: float = 0.0
-
-
-Listener = Callable[[Event], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where deployments live: a provider and the bucket of their records and bundles."""
-
-    provider: Provider
-    bucket: Bucket
-
-
-def desire(
-    package: ModelPackage,
-    target: Target,
-    *,
-    name: str,
-    memory_mb: int = 512,
-    timeout: timedelta = timedelta(seconds=30),
-    environment: Mapping[str, str] = MappingProxyType({}),
-    request_bytes: int = 64 << 20,
-    scaling: Scaling = Scaling(),  # noqa: B008 - frozen
-    canary: int | None = None,
-    model_in_bucket_mb: int | None = None,
-) -> tuple[Desired, Bundle]:
-    """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
-
-    Raises:
-        PackageError: The package is damaged.
-    """
-    info = target.provider.info
-    architecture = _architecture(info.limits)
-    fitted = fit(
-        package,
-        info,
-        python=package.manifest.python,
-        architecture=architecture,
-        model_in_bucket_mb=model_in_bucket_mb,
-    )
-    bundle = fitted.bundle
-    desired = Desired(
-        name=name,
-        info=info,
-        package_digest=package.digest,
-        model=package.name,
-        signature=package.signature.to_dict(),
-        requirements=package.manifest.requirements,
-        python=package.manifest.python,
-        architecture=architecture,
-        artifact=Artifact(
-            bucket=target.bucket.name,
-            key=f"{prefix(name)}bundles/{bundle.sha256}.zip",
-            sha256=bundle.sha256,
-            size=bundle.size,
-        ),
-        unpacked_bytes=bundle.unpacked_size,
-        memory_mb=memory_mb,
-        timeout=timeout,
-        environment=environment,
-        request_bytes=request_bytes,
-        scaling=scaling,
-        canary=canary,
-        warnings=_warnings(package),
-        models={path: _model(target, name, package.manifest.files[path]) for path in fitted.remote},
-    )
-    return desired, bundle
-
-
-def _model(target: Target, name: str, entry: FileEntry) -> Artifact:
-    key = f"{prefix(name)}models/{entry.sha256}"
-    return Artifact(bucket=target.bucket.name, key=key, sha256=entry.sha256, size=entry.size)
-
-
-def _architecture(limits: Limits) -> str:
-    machine = platform.machine().lower()
-    machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
-    return machine if machine in limits.architectures else limits.architectures[0]
-
-
-def _warnings(package: ModelPackage) -> tuple[str, ...]:
-    warnings = []
-    if package.golden_request() is None:
-        warnings.append(
-            "no golden sample: nothing proves that the model answers there as it did here; package it with sample="
-        )
-    if not package.manifest.safe:
-        warnings.append(
-            "the model is a pickle, which runs code when it is loaded: deploy only what comes from people you trust"
-        )
-    return tuple(warnings)
 
 
 def observe(target: Target, desired: Desired) -> Observed:

@@ -23,7 +23,6 @@ within a profile:
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -35,7 +34,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyserve import registry
-from polyserve.errors import SettingsError
+from polyserve.setting_errors import (
+    CREDENTIAL,
+    credential,
+    nearest,
+    refuse_credentials,
+    refuse_misspelt,
+    refused,
+    typed,
+)
 
 if TYPE_CHECKING:
     import msgspec
@@ -55,14 +62,10 @@ _DEFAULTS: Mapping[str, Any] = {
     "max_instances": None,
     "request_bytes": _REQUEST_BYTES,
     "model_in_bucket_mb": None,
+    "architecture": None,
+    "slim": "standard",
     "environment": {},
 }
-
-# The last word of a key decides: `client_secret` is a credential, `secret_arn` and `token_lifetime_s` only speak of one.
-_CREDENTIAL = re.compile(
-    r"(^|_)(secrets?|passwords?|passwd|passphrase|tokens?|credentials?|api_?key|access_?key|account_?key|private_?key|secret_?key"
-    r"|connection_?string|conn_?str)(_id)?$"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,8 @@ class Settings:
         request_bytes: Largest request body. By default 64 MiB, or the platform's limit if that is less.
         environment: Environment variables of the function; layers are merged name by name.
         model_in_bucket_mb: Size in MiB from which on a model's file stays in the bucket; `None` where the platform's limits decide.
+        architecture: Processor architecture of the functions, `x86_64` or `arm64`; `None` for this machine's where the platform has it.
+        slim: What of the dependencies is left out of bundles: `standard`, `off` or `traced`.
         options: The provider's own options, as its own settings type.
         sources: Where each value came from, by key (`bucket`, `environment.NAME`, `aws.region`): `"argument"`, `"default"`, or the place,
             such as `"environment: POLYSERVE_BUCKET"` or `"polyserve.toml: profiles.dev.bucket"`.
@@ -97,6 +102,8 @@ class Settings:
     request_bytes: int
     environment: Mapping[str, str] = field(default_factory=dict)
     model_in_bucket_mb: int | None = None
+    architecture: str | None = None
+    slim: str = "standard"
     options: msgspec.Struct
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -171,7 +178,7 @@ def resolve(
         values["request_bytes"] = min(_REQUEST_BYTES, info.limits.request_bytes)
     if values["max_instances"] is not None and values["max_instances"] < values["min_instances"]:
         least, most = (f"{key} is {values[key]} ({sources[key]})" for key in ("min_instances", "max_instances"))
-        raise _refused(f"{least} but {most}: raise one or lower the other")
+        raise refused(f"{least} but {most}: raise one or lower the other")
     kind = registry.settings_type(info)
     layers[0] = replace(layers[0], options={info.name: options or {}})
     layers[1] = replace(layers[1], options={info.name: _option_variables(info.name, kind, environ)})
@@ -204,9 +211,9 @@ def _read(path: Path, shown: str) -> Mapping[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _refused(f"{shown}: not valid TOML: {error}") from error
+        raise refused(f"{shown}: not valid TOML: {error}") from error
     except OSError as error:
-        raise _refused(f"{shown}: cannot be read: {error.strerror or error}") from error
+        raise refused(f"{shown}: cannot be read: {error.strerror or error}") from error
 
 
 def _profile(argument: str | None, environ: Mapping[str, str], files: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
@@ -218,10 +225,10 @@ def _profile(argument: str | None, environ: Mapping[str, str], files: Iterable[t
     for where, table in files:
         profiles = table.get("profiles", {})
         if not isinstance(profiles, dict):
-            raise _refused(f"{where}profiles: expected a table, got {_typed(profiles)}")
+            raise refused(f"{where}profiles: expected a table, got {typed(profiles)}")
         for name, content in profiles.items():
             if not isinstance(content, dict):
-                raise _refused(f"{where}profiles.{name}: expected a table, got {_typed(content)}")
+                raise refused(f"{where}profiles.{name}: expected a table, got {typed(content)}")
             known.append(name)
         if "profile" in table:
             named.append((f"{where}profile", table["profile"]))
@@ -229,17 +236,17 @@ def _profile(argument: str | None, environ: Mapping[str, str], files: Iterable[t
         return _DEFAULT_PROFILE
     where, chosen = named[0]
     if not isinstance(chosen, str):
-        raise _refused(f"{where}: expected str, got {_typed(chosen)}")
+        raise refused(f"{where}: expected str, got {typed(chosen)}")
     if chosen not in known and chosen != _DEFAULT_PROFILE:
         there = f"there are {', '.join(sorted(set(known)))}" if known else "no profile is defined"
-        raise _refused(f"{where}: unknown profile {chosen!r}{_nearest(chosen, known)}; {there}")
+        raise refused(f"{where}: unknown profile {chosen!r}{nearest(chosen, known)}; {there}")
     return chosen
 
 
 def _tables(profile: str, files: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[_Layer]:
     """Yield a file's tables as layers: the profile's before the shared ones."""
     for where, table in files:
-        _refuse_credentials(where, table)
+        refuse_credentials(where, table)
         own = table.get("profiles", {}).get(profile)
         if own is not None:
             yield _layer(f"{where}profiles.{profile}.", own)
@@ -254,7 +261,7 @@ def _layer(place: str, table: Mapping[str, Any]) -> _Layer:
     for key, value in table.items():
         if key in providers and key not in _DEFAULTS:
             if not isinstance(value, dict):
-                raise _refused(f"{place}{key}: expected a table of options, got {_typed(value)}")
+                raise refused(f"{place}{key}: expected a table of options, got {typed(value)}")
             options[key] = value
         else:
             common[key] = value
@@ -271,7 +278,7 @@ def _environment(environ: Mapping[str, str]) -> _Layer:
         if name in known:
             common[known[name]] = text
         elif name != f"{_PREFIX}PROFILE":
-            _refuse_misspelt(name, [*known, f"{_PREFIX}PROFILE"])
+            refuse_misspelt(name, [*known, f"{_PREFIX}PROFILE"])
     return _Layer(origin="environment", common=common, options={})
 
 
@@ -294,6 +301,8 @@ def _types() -> Mapping[str, Any]:
         "max_instances": positive,
         "request_bytes": positive,
         "model_in_bucket_mb": count,
+        "architecture": Literal["x86_64", "arm64"],
+        "slim": Literal["standard", "off", "traced"],
         "environment": dict[str, str],
     }
 
@@ -303,12 +312,12 @@ def _check_names(layer: _Layer) -> None:
     for key, value in layer.common.items():
         if key in _DEFAULTS:
             continue
-        if _CREDENTIAL.search(key.lower()):
-            raise _credential(layer.locate(key))
+        if CREDENTIAL.search(key.lower()):
+            raise credential(layer.locate(key))
         known = [*_DEFAULTS, *(("profile",) if layer.origin == "argument" else ())]
         if layer.origin == "file":
             known = [*_DEFAULTS, "profile", *(("profiles", *registry.providers()) if isinstance(value, dict) else ())]
-        raise _refused(f"{layer.locate(key)}: unknown key {key!r}{_nearest(key, known)}; known are {', '.join(known)}")
+        raise refused(f"{layer.locate(key)}: unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}")
 
 
 def _first(key: str, layers: Iterable[_Layer], sources: dict[str, str]) -> Any:
@@ -329,7 +338,7 @@ def _merged_environment(layers: Iterable[_Layer], sources: dict[str, str]) -> Ma
     for layer in layers:
         given = layer.common.get("environment", {})
         if not isinstance(given, Mapping):
-            raise _refused(f"{layer.locate('environment')}: expected a table, got {_typed(given)}")
+            raise refused(f"{layer.locate('environment')}: expected a table, got {typed(given)}")
         for name, value in given.items():
             # Numbers and booleans are refused, not converted: TOML's `true` and `1.0` have no one spelling in an environment.
             text = _valid(value, str, layer.locate("environment", str(name)), text=False)
@@ -349,10 +358,10 @@ def _option_variables(provider: str, kind: type[msgspec.Struct], environ: Mappin
             continue
         if name in known:
             written[known[name]] = text
-        elif _CREDENTIAL.search(name.lower()):
-            raise _credential(f"environment: {name}")
+        elif CREDENTIAL.search(name.lower()):
+            raise credential(f"environment: {name}")
         else:
-            _refuse_misspelt(name, known)
+            refuse_misspelt(name, known)
     return written
 
 
@@ -367,12 +376,12 @@ def _options(
     for layer in layers:
         for key, value in layer.options.get(provider, {}).items():
             where = layer.locate_option(provider, key)
-            if _CREDENTIAL.search(key.lower()):
-                raise _credential(where)
+            if CREDENTIAL.search(key.lower()):
+                raise credential(where)
             if key not in fields:
                 known = f"known are {', '.join(sorted(fields)) or 'none'}"
-                raise _refused(
-                    f"{where}: unknown option {key!r} of provider {provider!r}{_nearest(key, fields)}; {known}"
+                raise refused(
+                    f"{where}: unknown option {key!r} of provider {provider!r}{nearest(key, fields)}; {known}"
                 )
             valid = _valid(value, fields[key].type, where, text=layer.origin == "environment")
             if fields[key].name not in merged:
@@ -383,7 +392,7 @@ def _options(
     try:
         return kind(**merged)
     except (TypeError, ValueError) as error:
-        raise _refused(f"options of provider {provider!r}: {error}") from error
+        raise refused(f"options of provider {provider!r}: {error}") from error
 
 
 def _valid(value: Any, kind: Any, where: str, *, text: bool) -> Any:
@@ -397,44 +406,11 @@ def _valid(value: Any, kind: Any, where: str, *, text: bool) -> Any:
     except msgspec.ValidationError as error:
         reason = re.sub(r" - at `\$\.?(.*)`$", r" at \1", str(error)).replace("`", "").replace(" at ...", "")
         reason = reason[:1].lower() + reason[1:]
-        raise _refused(
+        raise refused(
             f"{where}: {reason} {value!r}" if ", got" in reason else f"{where}: {reason}, got {value!r}"
         ) from error
     except msgspec.DecodeError as error:
-        raise _refused(f"{where}: not valid JSON: {error}") from error
-
-
-# --- how mistakes are told ---------------------------------------------------------------------------------------------------------------
-
-
-def _refuse_credentials(where: str, table: Mapping[str, Any]) -> None:
-    """Refuse anything that looks like a credential, also in tables that this profile does not use."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            # The function's own variables are not settings of ours.
-            if key != "environment":
-                _refuse_credentials(f"{where}{key}.", value)
-        elif _CREDENTIAL.search(key.lower()):
-            raise _credential(f"{where}{key}")
-
-
-def _credential(where: str) -> SettingsError:
-    return _refused(
-        f"{where}: credentials are never settings of polyserve: they would end up in files, logs and records. Remove it; each "
-        "provider's own chain is used (environment, profile files, instance identity, command line log-in)"
-    )
-
-
-def _refuse_misspelt(name: str, known: Iterable[str]) -> None:
-    # Only what is nearly right is refused: POLYSERVE_HOME and its like belong to other parts, and to the user's own functions.
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.85)
-    if near:
-        raise _refused(f"environment: {name}: unknown setting; did you mean {near[0]}?")
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f", did you mean {near[0]!r}?" if near else ""
+        raise refused(f"{where}: not valid JSON: {error}") from error
 
 
 def _variable(*keys: str) -> str:
@@ -444,11 +420,3 @@ def _variable(*keys: str) -> str:
 
 def _source(layer: _Layer, where: str) -> str:
     return "argument" if layer.origin == "argument" else where
-
-
-def _typed(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"
-
-
-def _refused(message: str) -> SettingsError:
-    return SettingsError(message, operation="settings")

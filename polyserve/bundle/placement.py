@@ -6,6 +6,7 @@ it takes; or all from a size on, where somebody says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyserve.bundle.build import Bundle, build
@@ -35,6 +36,8 @@ def fit(
     python: str,
     architecture: str,
     model_in_bucket_mb: int | None = None,
+    slim: str = "standard",
+    report: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
     """Build the bundle of a package, without the model files that are to stay in the bucket.
 
@@ -45,13 +48,15 @@ def fit(
         architecture: As for `build`.
         model_in_bucket_mb: Size in MiB from which on a model's file stays in the bucket. `None` leaves there what has to be left: the
             largest files, where the bundle would be over a limit of the platform otherwise.
+        slim: As for `build`.
+        report: As for `build`.
 
     Raises:
         PackageError: As `build`.
     """
 
     def built(remote: list[str]) -> Fitted:
-        bundle = build(package, info, python=python, architecture=architecture, remote=remote)
+        bundle = build(package, info, python=python, architecture=architecture, remote=remote, slim=slim, report=report)
         return Fitted(bundle=bundle, remote=tuple(sorted(remote)))
 
     sizes = {path: entry.size for path, entry in package.manifest.files.items() if path.startswith(_MODEL)}

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from polyserve.rollout import Event
 
 
+BUNDLE = "bundle"
+"""The step that is done on this machine alone, so that it changes nothing there."""
+
+
 @click.command("deploy", short_help="Deploy a model, or a new revision of it.")
 @options.model
 @options.shape
@@ -55,11 +59,13 @@ def command(*, model: str, name: str | None, where: options.Where, as_json: bool
             took = {"bundle_bytes": revision.artifact.size, "deploy_seconds": round(seconds, 3)}
             out.json({**described(status), **facts, **took})
             return
-        _show(out, deployment, revision, changed=bool(kinds), seconds=seconds, url=status.url, again=options.spelt(where))
+        _show(
+            out, deployment, revision, changed=bool(kinds), seconds=seconds, url=status.url, again=options.spelt(where)
+        )
 
 
 def listener(begin: Callable[[str], Step], kinds: list[str]) -> Callable[[Event], None]:
-    """Return what shows a rollout's events as steps, and notes the kinds of the steps that were done."""
+    """Return what shows a rollout's events as steps, and notes the kinds of the steps that changed something."""
     running: dict[str, Step] = {}
 
     def on_event(event: Event) -> None:
@@ -72,7 +78,8 @@ def listener(begin: Callable[[str], Step], kinds: list[str]) -> Callable[[Event]
         if event.state == "progress":
             running[kind].note(event.detail)
             return
-        kinds.append(kind)
+        if event.step.value != BUNDLE:
+            kinds.append(kind)
         running.pop(kind).done(title, seconds=event.seconds)
 
     return on_event
@@ -109,10 +116,6 @@ def _show(
         ]
     )
     if record.canary is not None:
-        out.next(
-            *(f"polyserve {verb} {record.name}{again}" for verb in ("metrics", "promote", "rollback"))
-        )
+        out.next(*(f"polyserve {verb} {record.name}{again}" for verb in ("metrics", "promote", "rollback")))
     else:
-        out.next(
-            f"polyserve invoke {record.name}{again} --file INPUT", f"polyserve logs {record.name}{again} --follow"
-        )
+        out.next(f"polyserve invoke {record.name}{again} --file INPUT", f"polyserve logs {record.name}{again} --follow")

@@ -81,6 +81,14 @@ def shape(command: F) -> F:
             click.option("--name", metavar="NAME", help="The deployment; default: the package's own name."),
             click.option("--memory", "memory_mb", type=int, metavar="MB", help="Memory of one instance, in MiB."),
             click.option("--timeout", type=float, metavar="SECONDS", help="Longest time one request may take."),
+            click.option(
+                "--arch", "architecture", type=click.Choice(["x86_64", "arm64"]), help="Processor of the functions."
+            ),
+            click.option(
+                "--slim",
+                type=click.Choice(["standard", "off", "traced"]),
+                help="What of the dependencies is left out: what no function can use, nothing, or what the sample never touches, too.",
+            ),
             click.option("--min", "min_instances", type=int, metavar="N", help="Instances kept warm."),
             click.option("--max", "max_instances", type=int, metavar="N", help="Most instances."),
             click.option(
@@ -123,7 +131,9 @@ def since(command: F) -> F:
 
 def shaped(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `shape` as the API takes them: what was not given is left to the settings."""
-    options = {key: given[key] for key in ("memory_mb", "min_instances", "max_instances", "canary")}
+    options = {
+        key: given[key] for key in ("memory_mb", "min_instances", "max_instances", "canary", "slim", "architecture")
+    }
     options["timeout"] = None if given["timeout"] is None else timedelta(seconds=given["timeout"])
     options["environment"] = given["environment"] or None
     return options

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from polyserve.cli import options
 from polyserve.cli.console import Cell, Column, Console, shares, size
+from polyserve.cli.deploy import listener
 from polyserve.cli.exit_codes import REFUSED
 from polyserve.cli.package import build
 
 if TYPE_CHECKING:
+    from polyserve.footprint import Footprint
     from polyserve.planner import Plan
 
 
@@ -43,7 +46,8 @@ def command(
     # A mistyped provider or profile is told before the work of packaging, not after it.
     resolve(**where)
     package = build(out, model, name=name, sample=given["sample"])
-    planned = api.plan(package, name=name, **where, **options.shaped(given))
+    with out.progress() as begin:
+        planned = api.plan(package, name=name, **where, on_event=listener(begin, []), **options.shaped(given))
     out.json(planned.to_dict()) if as_json else _show(out, planned)
     if planned.refusals:
         ctx.exit(REFUSED)
@@ -59,6 +63,7 @@ def _show(out: Console, planned: Plan) -> None:
         [
             ("package", planned.package_digest[:12]),
             ("bundle", f"{size(planned.bundle_bytes)}, unpacked {size(planned.unpacked_bytes)}"),
+            *made_of(planned.footprint),
             *in_bucket,
             ("traffic", f"{shares(planned.weights)} afterwards"),
             ("price", "free" if price is None else f"{price:.2f} USD for a million calls of 0.1 s"),
@@ -81,8 +86,35 @@ def _show(out: Console, planned: Plan) -> None:
             for check in limits
         ],
     )
+    if planned.fits:
+        out.line()
+        columns = [Column("upload left", right=True), Column("unpacked left", right=True)]
+        out.table(
+            ["this bundle on", *columns, ""],
+            [(fit.title, _left(fit.bundle_left), _left(fit.unpacked_left), _verdict(fit.held)) for fit in planned.fits],
+        )
     for warning in planned.warnings:
         out.warn(warning)
+
+
+def made_of(footprint: Footprint) -> list[tuple[str, str]]:
+    """Return what a bundle is made of as fields, the largest first; nothing where its dependencies do not travel in it."""
+    if not footprint.distributions:
+        return []
+    fields = [("made of", _sizes(footprint.parts)), ("largest", _sizes(footprint.distributions, most=5))]
+    return [*fields, ("left out", _sizes(footprint.dropped))] if footprint.dropped else fields
+
+
+def _sizes(counts: Mapping[str, int], *, most: int | None = None) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} {size(count)}" for name, count in ordered[:most])
+    return f"{shown}, and {len(ordered) - most} more" if most is not None and len(ordered) > most else shown
+
+
+def _left(count: int | None) -> str:
+    if count is None:
+        return "no limit"
+    return size(count) if count >= 0 else f"{size(-count)} over"
 
 
 def _amount(value: float | None, unit: str) -> str:

@@ -72,15 +72,17 @@ def test_package_reads_the_sample_and_saves_where_it_is_told(run, package, tmp_p
 
 def test_plan_shows_steps_and_limits(run, package, monkeypatch):
     asked = []
-    monkeypatch.setattr(api, "plan", lambda model, **given: asked.append(given) or plan_of())
-    result = run("plan", "model.joblib", "--memory", "256", "--timeout", "2.5", "--env", "A=1=2", "--canary", "10")
+    monkeypatch.setattr(api, "plan", lambda model, *, on_event, **given: asked.append(given) or plan_of())
+    result = run("plan", "model.joblib", "--memory", "256", "--timeout", "2.5", "--env", "A=1=2", "--canary", "10",
+                 "--slim", "traced", "--arch", "arm64")  # fmt: skip
 
     assert result.exit_code == 0
     assert "1. apply   make revision 2" in result.stdout
     assert "timeout   30 s  3,600 s  ok" in result.stdout
     assert asked == [
         {"name": None, "provider": None, "profile": None, "emulate": None, "memory_mb": 256, "min_instances": None,
-         "max_instances": None, "canary": 10, "timeout": timedelta(seconds=2.5), "environment": {"A": "1=2"}}
+         "max_instances": None, "canary": 10, "timeout": timedelta(seconds=2.5), "environment": {"A": "1=2"},
+         "slim": "traced", "architecture": "arm64"}
     ]  # fmt: skip
 
 
@@ -133,7 +135,8 @@ def test_deploy_passes_what_was_asked_and_shows_where_it_answers(run, package, m
 
     assert asked == [
         (package, {"name": "iris", "provider": "local", "profile": "dev", "emulate": None, "memory_mb": None,
-                   "min_instances": 1, "max_instances": 4, "canary": None, "timeout": None, "environment": None})
+                   "min_instances": 1, "max_instances": 4, "canary": None, "timeout": None, "environment": None,
+                   "slim": None, "architecture": None})
     ]  # fmt: skip
     assert result.stdout.startswith("iris revision 1 on local\n")
     assert "http://127.0.0.1:4321" in result.stdout

@@ -1,0 +1,183 @@
+"""What is asked for: a package, the bundle that is built of it for a target, and the settings, as one value that the planner compares.
+
+Touches nothing but the cache: whether it can be done, and what is there already, is for others to see.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Literal
+
+from polyserve import registry
+from polyserve.bucket import Bucket
+from polyserve.bundle import Bundle, Fitted, fit, machine
+from polyserve.bundle import Target as Machine
+from polyserve.driver import Artifact, Limits, Provider, ProviderInfo, Scaling
+from polyserve.footprint import Footprint
+from polyserve.model import ModelPackage
+from polyserve.planner import Desired, StepKind
+from polyserve.records import prefix
+from polyserve.runtime.manifest import FileEntry
+
+__all__ = ["Event", "Listener", "Target", "desire"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that a rollout tells its caller: a step of the plan began, went on or ended. `detail` says how far it is.
+
+    What takes long before there is a plan, building the bundle, is told as step BUNDLE.
+    """
+
+    step: StepKind
+    state: Literal["start", "progress", "done"]
+    detail: str = ""
+    seconds: float = 0.0
+
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where deployments live: a provider and the bucket of their records and bundles."""
+
+    provider: Provider
+    bucket: Bucket
+
+
+def desire(
+    package: ModelPackage,
+    target: Target,
+    *,
+    name: str,
+    memory_mb: int = 512,
+    timeout: timedelta = timedelta(seconds=30),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    request_bytes: int = 64 << 20,
+    scaling: Scaling = Scaling(),  # noqa: B008 - frozen
+    canary: int | None = None,
+    model_in_bucket_mb: int | None = None,
+    architecture: str | None = None,
+    slim: str = "standard",
+    listener: Listener | None = None,
+) -> tuple[Desired, Bundle]:
+    """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
+
+    Raises:
+        PackageError: The package is damaged, or its dependencies cannot be brought together for the target.
+        UnavailableError: The package index cannot be reached.
+    """
+    info = target.provider.info
+    architecture = architecture or _architecture(info.limits)
+    with _Telling(listener, f"bundle for {info.title}") as report:
+        fitted = fit(
+            package,
+            info,
+            python=package.manifest.python,
+            architecture=architecture,
+            model_in_bucket_mb=model_in_bucket_mb,
+            slim=slim,
+            report=report,
+        )
+    bundle = fitted.bundle
+    desired = Desired(
+        name=name,
+        info=info,
+        package_digest=package.digest,
+        model=package.name,
+        signature=package.signature.to_dict(),
+        requirements=package.manifest.requirements,
+        python=package.manifest.python,
+        architecture=architecture,
+        artifact=Artifact(
+            bucket=target.bucket.name,
+            key=f"{prefix(name)}bundles/{bundle.sha256}.zip",
+            sha256=bundle.sha256,
+            size=bundle.size,
+        ),
+        unpacked_bytes=bundle.unpacked_size,
+        memory_mb=memory_mb,
+        timeout=timeout,
+        environment=environment,
+        request_bytes=request_bytes,
+        scaling=scaling,
+        canary=canary,
+        warnings=(*_warnings(package), *bundle.notes),
+        models={path: _model(target, name, package.manifest.files[path]) for path in fitted.remote},
+        footprint=_footprint(package, info, fitted, architecture=architecture, slim=slim),
+        providers=_providers(info),
+    )
+    return desired, bundle
+
+
+class _Telling:
+    """Tells of something as of one step, from its first sign of life on: what is found in the cache is not worth a line."""
+
+    def __init__(self, listener: Listener | None, title: str) -> None:
+        self._listener = listener
+        self._title = title
+        self._begun: float | None = None
+
+    def __enter__(self) -> Callable[[str], None]:
+        return self._report
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._listener is not None and self._begun is not None and kind is None:
+            seconds = time.perf_counter() - self._begun
+            self._listener(Event(step=StepKind.BUNDLE, state="done", detail=self._title, seconds=seconds))
+
+    def _report(self, text: str) -> None:
+        if self._listener is None:
+            return
+        if self._begun is None:
+            self._begun = time.perf_counter()
+            self._listener(Event(step=StepKind.BUNDLE, state="start", detail=self._title))
+        self._listener(Event(step=StepKind.BUNDLE, state="progress", detail=text))
+
+
+def _model(target: Target, name: str, entry: FileEntry) -> Artifact:
+    key = f"{prefix(name)}models/{entry.sha256}"
+    return Artifact(bucket=target.bucket.name, key=key, sha256=entry.sha256, size=entry.size)
+
+
+def _architecture(limits: Limits) -> str:
+    here = machine()
+    return here if here in limits.architectures else limits.architectures[0]
+
+
+def _footprint(package: ModelPackage, info: ProviderInfo, fitted: Fitted, *, architecture: str, slim: str) -> Footprint:
+    bundle, manifest = fitted.bundle, package.manifest
+    machine = Machine.of(info, python=manifest.python, architecture=architecture)
+    return Footprint(
+        parts=bundle.parts,
+        distributions=bundle.distributions,
+        dropped=bundle.dropped,
+        notes=bundle.notes,
+        slim=slim,
+        traceable=machine.is_here and package.golden_request() is not None,
+        flavor=manifest.flavor,
+    )
+
+
+def _providers(info: ProviderInfo) -> tuple[ProviderInfo, ...]:
+    """Return every installed provider; the one in question as it is configured."""
+    known = {**registry.providers(), info.name: info}
+    return tuple(known.values())
+
+
+def _warnings(package: ModelPackage) -> tuple[str, ...]:
+    warnings = []
+    if package.golden_request() is None:
+        warnings.append(
+            "no golden sample: nothing proves that the model answers there as it did here; package it with sample="
+        )
+    if not package.manifest.safe:
+        warnings.append(
+            "the model is a pickle, which runs code when it is loaded: deploy only what comes from people you trust"
+        )
+    return tuple(warnings)
