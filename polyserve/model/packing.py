@@ -26,7 +26,7 @@ from typing import Any
 from polyserve.errors import PackageError
 from polyserve.model import golden
 from polyserve.model.environment import Environment
-from polyserve.model.flavors import Flavor, Saved, detect
+from polyserve.model.flavors import Flavor, Saved, detect, is_model_directory
 from polyserve.model.flavors import flavor as flavor_named
 from polyserve.model.rehearsal import Rehearsal, RehearsalError, rehearse
 from polyserve.model.sources import collect
@@ -230,10 +230,15 @@ def _resolve(model: object) -> object:
         return model
     path = Path(model)
     if path.is_dir():
-        if not (path / manifests.FILE_NAME).is_file():
-            message = f"directory {str(model)!r} is no model package, it has no {manifests.FILE_NAME}: pass a model file, or a package"
-            raise _refusal(message, str(model))
-        return ModelPackage.open(path)
+        if (path / manifests.FILE_NAME).is_file():
+            return ModelPackage.open(path)
+        if is_model_directory(path):
+            return path
+        message = (
+            f"directory {str(model)!r} is no model package, it has no {manifests.FILE_NAME}, and no model: pass a model file, "
+            "the directory of a SavedModel, or a package"
+        )
+        raise _refusal(message, str(model))
     if path.is_file():
         return ModelPackage.open(path) if path.suffix.lower() == SUFFIX else path
     reference = _REFERENCE.fullmatch(model) if isinstance(model, str) else None

@@ -21,9 +21,13 @@ ROOMS = sorted(path for path in (ROOT / "providers").glob("*/polyserve_*") if pa
 TRAVELLERS = sorted([*(ROOT / "polyserve" / "runtime").rglob("*.py"), *(ROOT / "providers").glob("*/*/entrypoint.py")])
 # What a function may import when it runs: the model's own framework, and what makes it faster where it is installed.
 OPTIONAL = {
+    "ai_edge_litert",
     "cloudpickle",
     "httptools",
     "joblib",
+    "keras",
+    "lightgbm",
+    "ml_dtypes",
     "numpy",
     "onnxruntime",
     "orjson",
@@ -31,8 +35,10 @@ OPTIONAL = {
     "scipy",
     "sklearn",
     "skops",
+    "tensorflow",
     "torch",
     "uvloop",
+    "xgboost",
 }
 
 

@@ -19,7 +19,7 @@ from typing import Protocol, cast
 from polyserve.errors import PackageError
 from polyserve.runtime.signature import TensorSpec
 
-FLAVORS = ("onnx", "xgboost", "lightgbm", "torch", "sklearn", "python")
+FLAVORS = ("tflite", "tensorflow", "onnx", "xgboost", "lightgbm", "torch", "sklearn", "python")
 """Every flavor, the most particular first: the first that recognises a model has it."""
 
 
@@ -59,7 +59,8 @@ class Saved:
 class Flavor(Protocol):
     """What a flavor's module implements, as module-level names.
 
-    A flavor whose suffixes others use too has `reads(path: Path) -> bool` besides, which looks at how the file begins.
+    A flavor whose suffixes others use too has `reads(path: Path) -> bool` besides, which looks at how the file begins. One whose models
+    are directories has `DIRECTORY`, the name of the file by which they are known.
 
     Attributes:
         NAME: The flavor's name: that of its module here and of its loader.
@@ -124,13 +125,21 @@ def detect(model: object) -> Flavor:
         what = f"class {model.__qualname__!r}, which has no predict(inputs),"
     message = (
         f"{what} is not a model that polyserve knows: pass a fitted estimator of scikit-learn, XGBoost or LightGBM, a PyTorch module, "
-        "an ONNX model, a function, a class with predict(), "
+        "a Keras, TensorFlow Lite or ONNX model, a function, a class with predict(), "
         f"a model file ({suffixes}), a package, or 'module:attribute'"
     )
     raise PackageError(message, operation="package", resource=what)
 
 
+def is_model_directory(path: Path) -> bool:
+    """Tell whether a directory is a model of a flavor that has directories."""
+    return any(_reads(known, path) for known in map(flavor, FLAVORS))
+
+
 def _reads(known: Flavor, path: Path) -> bool:
+    if path.is_dir():
+        mark = getattr(known, "DIRECTORY", None)
+        return mark is not None and (path / mark).is_file()
     looks_inside = getattr(known, "reads", None)
     return model_suffix(path) in known.SUFFIXES and (looks_inside is None or looks_inside(path))
 

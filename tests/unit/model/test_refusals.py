@@ -57,7 +57,7 @@ def test_an_object_that_is_no_model(model, named):
     message = refusal(model)
 
     assert named in message
-    assert "fitted scikit-learn estimator" in message
+    assert "a fitted estimator of scikit-learn, XGBoost or LightGBM" in message
 
 
 def test_a_class_without_predict():

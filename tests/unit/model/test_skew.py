@@ -50,10 +50,25 @@ def torch_model(iris: Any) -> tuple[object, str]:
     return Linear(4, 3), "torch"
 
 
+def tensorflow_model(iris: Any) -> tuple[object, str]:
+    import keras
+
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), "keras"
+
+
+def tflite_model(iris: Any) -> tuple[object, str]:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(tensorflow_model(iris)[0])
+    return converter.convert(), "ai-edge-litert"
+
+
 MODELS: dict[str, Callable[[Any], tuple[object, str]]] = {
     "lightgbm": lightgbm_model,
     "onnx": onnx_model,
     "sklearn": sklearn_model,
+    "tensorflow": tensorflow_model,
+    "tflite": tflite_model,
     "torch": torch_model,
     "xgboost": xgboost_model,
 }
@@ -73,6 +88,8 @@ def refusal(root: Path) -> str:
     return str(caught.value)
 
 
+# Of TensorFlow's variables, whose `__array__` is older than numpy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize("flavor", MODELS)
 def test_another_version_of_the_framework_is_refused_with_both_named(flavor, iris, tmp_path):
     model, distribution = MODELS[flavor](iris)
