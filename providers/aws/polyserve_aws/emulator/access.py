@@ -27,13 +27,17 @@ class Access:
     def __init__(self, identities: Identities) -> None:
         self.identities = identities
 
-    def authenticate(self, call: Call) -> tuple[Principal, Signature]:
+    def authenticate(self, call: Call, signature: Signature | None = None) -> tuple[Principal, Signature]:
         """Return who signed a request, and what for.
+
+        Args:
+            call: The request.
+            signature: What it says about its signer, if that was read already.
 
         Raises:
             ServiceError: Nobody signed it, or not rightly.
         """
-        signature = read_signature(call)
+        signature = signature or read_signature(call)
         if signature is None:
             raise ServiceError(403, "MissingAuthenticationToken", "Missing Authentication Token")
         return check_signature(call, signature, self.identities), signature

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from polyserve_aws.emulator.exchange import Answer, Call
 
@@ -69,12 +70,8 @@ async def _respond(request: web.BaseRequest, answer: Answer) -> web.StreamRespon
     fields = [(name, line) for name, value in headers for line in value.split("\n")]
     if answer.stream is None and len(answer.body) <= _PIECE and request.method != "HEAD":
         kept = [(name, value) for name, value in fields if name.lower() != "content-length"]
-        response = web.Response(status=answer.status, headers=dict(kept), body=answer.body)
-        for name, value in kept:
-            if name.lower() == "set-cookie" and value not in response.headers.getall(name, []):
-                response.headers.add(name, value)
-        return response
-    streamed = web.StreamResponse(status=answer.status, headers=dict(fields))
+        return web.Response(status=answer.status, headers=CIMultiDict(kept), body=answer.body)
+    streamed = web.StreamResponse(status=answer.status, headers=CIMultiDict(fields))
     if answer.stream is None and request.method != "HEAD":
         streamed.content_length = len(answer.body)
     await streamed.prepare(request)

@@ -20,13 +20,14 @@ from polyserve_aws.emulator.fleet import Fleet
 from polyserve_aws.emulator.frontdoor import Handler, Listener
 from polyserve_aws.emulator.functions import Functions
 from polyserve_aws.emulator.grants import Grants
+from polyserve_aws.emulator.http_api import HttpApis
 from polyserve_aws.emulator.identities import Identities
 from polyserve_aws.emulator.invoking import Invoking
 from polyserve_aws.emulator.lambda_api import LambdaApi
 from polyserve_aws.emulator.launching import Launcher
 from polyserve_aws.emulator.logs import Logs
 from polyserve_aws.emulator.releases import Code
-from polyserve_aws.emulator.signatures import Signature
+from polyserve_aws.emulator.signatures import Signature, read_signature
 from polyserve_aws.emulator.traffic import Traffic
 from polyserve_aws.emulator.uploads import Uploads
 from polyserve_aws.emulator.urls import Urls
@@ -123,6 +124,7 @@ class Emulator:
         )  # fmt: skip
         urls = Urls(functions, self._invoking, self._access, listen=self._listen, close=self._close_port)
         self._control.forgotten.append(urls.forget)
+        self._apis = HttpApis(functions, self._invoking, self._access, listen=self._listen, close=self._close_port)
         operations = {
             **self._control.operations(),
             **self._invoking.operations(),
@@ -158,13 +160,18 @@ class Emulator:
             if call.raw_path.startswith("/_code/"):
                 archive = self._control.location(call.raw_path.removeprefix("/_code/"))
                 return Answer(200, {"content-type": "application/zip"}, archive)
-            principal, signature = self._access.authenticate(call)
-            service = signature.service
+            claimed = read_signature(call)
+            service = claimed.service if claimed else "s3"
+            principal, signature = self._access.authenticate(call, claimed)
             if service == "lambda":
                 return await self._lambda.answer(call, principal, signature)
             self._access.permit_service_call(call, principal, signature)
+            if service == "apigateway":
+                self._apis.check(call)
             loop = asyncio.get_running_loop()
             answer = await loop.run_in_executor(self._workers, self._services.answer, call)
+            if service == "apigateway":
+                return await self._apis.follow(answer)
             return self._hide_missing(call, signature, answer)
         except ServiceError as error:
             return format_error(service, error, resource=call.raw_path, head=call.method == "HEAD")
