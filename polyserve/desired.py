@@ -19,6 +19,7 @@ from polyserve.bundle import Target as Machine
 from polyserve.driver import Artifact, Limits, Provider, ProviderInfo, Scaling
 from polyserve.footprint import Footprint
 from polyserve.model import ModelPackage
+from polyserve.model.flavors import caution
 from polyserve.planner import Desired, StepKind
 from polyserve.records import prefix
 from polyserve.runtime.manifest import FileEntry
@@ -176,8 +177,6 @@ def _warnings(package: ModelPackage) -> tuple[str, ...]:
         warnings.append(
             "no golden sample: nothing proves that the model answers there as it did here; package it with sample="
         )
-    if not package.manifest.safe:
-        warnings.append(
-            "the model is a pickle, which runs code when it is loaded: deploy only what comes from people you trust"
-        )
+    if (told := caution(package.manifest)) is not None:
+        warnings.append(told)
     return tuple(warnings)

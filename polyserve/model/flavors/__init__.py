@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from polyserve.errors import PackageError
+from polyserve.runtime.manifest import Manifest
 from polyserve.runtime.signature import TensorSpec
 
 FLAVORS = ("tflite", "tensorflow", "onnx", "xgboost", "lightgbm", "torch", "sklearn", "python")
@@ -60,7 +61,8 @@ class Flavor(Protocol):
     """What a flavor's module implements, as module-level names.
 
     A flavor whose suffixes others use too has `reads(path: Path) -> bool` besides, which looks at how the file begins. One whose models
-    are directories has `DIRECTORY`, the name of the file by which they are known.
+    are directories has `DIRECTORY`, the name of the file by which they are known. One that saves some models in an unsafe format and
+    has a safe one has `SAFER`, which completes "deploy only what comes from people you trust, or".
 
     Attributes:
         NAME: The flavor's name: that of its module here and of its loader.
@@ -134,6 +136,18 @@ def detect(model: object) -> Flavor:
 def is_model_directory(path: Path) -> bool:
     """Tell whether a directory is a model of a flavor that has directories."""
     return any(_reads(known, path) for known in map(flavor, FLAVORS))
+
+
+def caution(manifest: Manifest) -> str | None:
+    """Say what somebody who deploys a package should know of its loading; `None` where that runs no code of the model's own."""
+    if manifest.safe:
+        return None
+    is_pickle = manifest.loader.get("format") == "pickle"
+    what = (
+        "the model is a pickle, which runs code when it is loaded" if is_pickle else "loading the model runs its code"
+    )
+    safer = getattr(flavor(manifest.flavor), "SAFER", "") if manifest.flavor in FLAVORS else ""
+    return f"{what}: deploy only what comes from people you trust{safer and ', or '}{safer}"
 
 
 def _reads(known: Flavor, path: Path) -> bool:

@@ -1,25 +1,34 @@
-"""scikit-learn: an estimator or Pipeline in memory, or a file of joblib or pickle that holds one."""
+"""scikit-learn: an estimator or Pipeline in memory, or a file of joblib, pickle or skops that holds one.
+
+What is in memory or comes from a pickle travels as a pickle, which runs code when it is loaded. A `.skops` file stays one: it is
+loaded without, as long as it holds only types that are trusted; any other is refused.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from polyserve.errors import MissingDependencyError, PackageError
-from polyserve.model import canonical
-from polyserve.model.flavors import Saved
+from polyserve.errors import MissingDependencyError, PackageError, PolyserveError
+from polyserve.model import canonical, skopsfile
+from polyserve.model.flavors import Saved, model_suffix
 from polyserve.model.sources import MAIN, main_name, travelling_name
+from polyserve.runtime.loaders.sklearn import TRUSTED
 from polyserve.runtime.signature import TensorSpec
 
 NAME = "sklearn"
-SUFFIXES = (".joblib", ".pkl", ".pickle")
+SUFFIXES = (".joblib", ".pkl", ".pickle", ".skops")
 SAFE = False
+SAFER = "save it with skops.io.dump, or convert it to ONNX where it has trees, and package that file, which is loaded without running any"
 
 _PATH = "model/model.pickle"
+_SKOPS_PATH = "model/model.skops"
 _METHODS = ("predict",)
+_FORMATS = {".skops": "skops"}
+_WRITERS = {".skops": "skops.io.dump"}
 
 
 def recognises(model: object) -> bool:
@@ -31,8 +40,11 @@ def recognises(model: object) -> bool:
 def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Path | None) -> Saved:
     """Pickle the estimator canonically to `model/model.pickle`: a file and the object read from it become the same package.
 
+    A `.skops` file goes to `model/model.skops`, without what differs each time it is saved.
+
     Raises:
-        PackageError: It is no fitted estimator, lacks a method, was saved by another scikit-learn, or cannot be pickled.
+        PackageError: It is no fitted estimator, lacks a method, was saved by another scikit-learn, cannot be pickled, or is a skops file
+            with types that are not trusted.
         MissingDependencyError: scikit-learn is not installed.
     """
     if files is not None:
@@ -44,9 +56,12 @@ def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Pat
         )
         raise MissingDependencyError(message, operation="package", resource=NAME)
     what = repr(model.name) if isinstance(model, Path) else type(model).__name__
-    estimator = _read(model) if isinstance(model, Path) else model
+    is_skops = isinstance(model, Path) and model_suffix(model) == ".skops"
+    estimator = model if not isinstance(model, Path) else _read(model, _load_skops if is_skops else _load_joblib)
     _check_fitted(estimator, what)
     names = _check_methods(estimator, methods)
+    if is_skops and isinstance(model, Path):
+        return _save_skops(model, root, estimator, names)
     renamed = {MAIN: main_name() or MAIN}
     try:
         raw, modules = canonical.dumps(estimator, renamed=renamed)
@@ -72,13 +87,52 @@ def save(model: object, root: Path, *, methods: Sequence[str] | None, files: Pat
     )
 
 
-def _read(path: Path) -> object:
+def _save_skops(path: Path, root: Path, estimator: object, names: tuple[str, ...]) -> Saved:
+    (root / _SKOPS_PATH).parent.mkdir(parents=True)
+    (root / _SKOPS_PATH).write_bytes(skopsfile.canonical(path.read_bytes()))
+    return Saved(
+        loader={"format": "skops", "path": _SKOPS_PATH, "methods": list(names)},
+        name=path.stem,
+        modules=frozenset(),
+        distributions=("scikit-learn", "skops"),
+        renamed={},
+        inputs=_inputs(estimator),
+        output_name=names[0],
+        safe=True,
+    )
+
+
+def _load_joblib(path: Path) -> object:
     import joblib
 
+    estimator: object = joblib.load(path)
+    return estimator
+
+
+def _load_skops(path: Path) -> object:
+    if find_spec("skops") is None:
+        message = f"{path.name!r} needs skops to be packaged, which is not installed: pip install skops"
+        raise MissingDependencyError(message, operation="package", resource=path.name)
+    import skops.io
+
+    untrusted = sorted(set(skops.io.get_untrusted_types(file=path)).difference(TRUSTED))
+    if untrusted:
+        message = (
+            f"{path.name!r} holds types that are not safe to load from a file ({', '.join(untrusted)}): convert the model to ONNX "
+            "with skl2onnx and package that, or save it with joblib.dump, which is packaged and marked as unsafe"
+        )
+        raise _refusal(message, path.name)
+    estimator: object = skops.io.load(path, trusted=list(TRUSTED))
+    return estimator
+
+
+def _read(path: Path, load: Callable[[Path], object]) -> object:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            estimator: object = joblib.load(path)
+            estimator = load(path)
+    except PolyserveError:
+        raise
     except ModuleNotFoundError as error:
         message = (
             f"{path.name!r} refers to module {error.name!r}, which cannot be imported here: put its directory on "
@@ -87,8 +141,8 @@ def _read(path: Path) -> object:
         raise _refusal(message, path.name) from error
     except Exception as error:
         message = (
-            f"{path.name!r} is no readable joblib or pickle file ({type(error).__name__}: {error}): save the model "
-            "again with joblib.dump"
+            f"{path.name!r} is no readable {_FORMATS.get(model_suffix(path), 'joblib or pickle')} file "
+            f"({type(error).__name__}: {error}): save the model again with {_WRITERS.get(model_suffix(path), 'joblib.dump')}"
         )
         raise _refusal(message, path.name) from error
     for warning in caught:

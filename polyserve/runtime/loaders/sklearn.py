@@ -17,6 +17,33 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+TRUSTED = tuple(
+    f"sklearn.{name}"
+    for name in (
+        "calibration._CalibratedClassifier",
+        "calibration._SigmoidCalibration",
+        *(
+            f"gaussian_process.kernels.{kernel}"
+            for kernel in (
+                "ConstantKernel",
+                "DotProduct",
+                "Matern",
+                "Product",
+                "RBF",
+                "RationalQuadratic",
+                "Sum",
+                "WhiteKernel",
+            )
+        ),
+        "gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
+        "neural_network._stochastic_optimizers.AdamOptimizer",
+        "neural_network._stochastic_optimizers.SGDOptimizer",
+    )
+)
+"""Parts of scikit-learn's own estimators that are trusted in a skops file, besides the types that skops trusts: Python objects that hold
+numbers. Its trees are not among them: they take their nodes' numbers unchecked, and a forged one leads out of memory."""
+
+
 class SklearnModel:
     """An estimator and the methods of it that answer.
 
@@ -83,11 +110,17 @@ class MatrixModel(SklearnModel):
 
 
 def load(root: Path, manifest: Manifest) -> SklearnModel:
-    """Unpickle the estimator. The files must have been verified."""
+    """Unpickle the estimator, or put it together of skops's trusted types. The files must have been verified."""
     modules.add(root)
     loader = cast("Mapping[str, Any]", manifest.loader)
-    with _opened(root / loader["path"], str(loader.get("compression", ""))) as file:
-        estimator = pickle.load(file)
+    if loader["format"] == "skops":
+        import skops.io
+
+        # Refuses whatever is of another type.
+        estimator = skops.io.load(root / loader["path"], trusted=list(TRUSTED))
+    else:
+        with _opened(root / loader["path"], str(loader.get("compression", ""))) as file:
+            estimator = pickle.load(file)
     return SklearnModel(estimator, loader["methods"], manifest.signature)
 
 
