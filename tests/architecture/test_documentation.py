@@ -13,6 +13,7 @@ import pytest
 
 from polyserve.cli.program import COMMANDS
 from polyserve.cli.program import polyserve as program
+from polyserve.model.flavors import FLAVORS, flavor
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "providers" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -125,6 +126,15 @@ def _script(page: Path) -> str:
 
 
 CLEAN_UP = "import polyserve\nfor each in polyserve.list_deployments(): polyserve.connect(each.record.name).destroy()"
+
+
+def test_the_table_of_flavors_has_each_with_its_files() -> None:
+    lines = (ROOT / "docs" / "how-to" / "flavors.md").read_text().splitlines()
+    rows = {found[1]: found[2] for line in lines if (found := re.match(r"\| `(\w+)` \| ([^|]*) \|", line))}
+
+    assert sorted(rows) == sorted(FLAVORS)
+    for name in FLAVORS:
+        assert [suffix for suffix in flavor(name).SUFFIXES if f"`{suffix}`" not in rows[name]] == []
 
 
 @pytest.mark.slow
