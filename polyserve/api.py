@@ -84,6 +84,7 @@ def deploy(
     profile: str | None = None,
     emulate: bool | None = None,
     sample: object = None,
+    compile: str = "auto",  # noqa: A002 - the word that the command line has for it
     memory_mb: int | None = None,
     timeout: timedelta | float | None = None,
     min_instances: int | None = None,
@@ -107,6 +108,7 @@ def deploy(
         emulate: Rehearse it: the provider's emulator on this machine instead of an account. It is started where it does not run, and keeps
             what is deployed until it is stopped (`polyserve emulate NAME --stop`). `local` has no use for one.
         sample: Inputs for the golden sample, where `model` is not a package yet.
+        compile: Whether to serve the model as ONNX, as for `package`: `"auto"`, `"onnx"` or `"off"`.
         memory_mb: Memory of one instance, in MiB.
         timeout: Longest time one request may take; a number is seconds.
         min_instances: Instances kept warm.
@@ -128,6 +130,7 @@ def deploy(
     """
     asked = {
         "sample": sample,
+        "compile": compile,
         "memory_mb": memory_mb,
         "timeout": timeout,
         "min_instances": min_instances,
@@ -257,7 +260,12 @@ def _desired(
     *,
     on_event: Callable[[Event], None] | None,
 ) -> tuple[Desired, ModelPackage, Bundle]:
-    packaged = package(model, name=None if isinstance(model, ModelPackage) else name, sample=asked.get("sample"))
+    packaged = package(
+        model,
+        name=None if isinstance(model, ModelPackage) else name,
+        sample=asked.get("sample"),
+        compile=asked.get("compile", "auto"),
+    )
     deployment = name or packaged.name
     desired, bundle = desire(
         packaged,

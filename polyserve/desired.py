@@ -173,6 +173,9 @@ def _providers(info: ProviderInfo) -> tuple[ProviderInfo, ...]:
 
 def _warnings(package: ModelPackage) -> tuple[str, ...]:
     warnings = []
+    report = package.compilation
+    if report is not None and report.tried and not report.compiled:
+        warnings.append(f"the model is served as it is, not as ONNX, which starts faster: {report.reason}")
     if package.golden_request() is None:
         warnings.append(
             "no golden sample: nothing proves that the model answers there as it did here; package it with sample="

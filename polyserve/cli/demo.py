@@ -142,7 +142,8 @@ def _run(trained: Trained, begin: Any, where: options.Where) -> Result:
     from polyserve import api
 
     step: Step = begin("packaging")
-    package = api.package(trained.model, name=NAME, sample=trained.sample)
+    # As it is, whatever is installed here: the same digest on every machine and every provider.
+    package = api.package(trained.model, name=NAME, sample=trained.sample, compile="off")
     step.done(f"package {package.digest[:12]}, {size(package.size_bytes)}")
     _destroy_last(begin, where)
     kinds: list[str] = []

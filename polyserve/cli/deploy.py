@@ -41,7 +41,7 @@ def command(*, model: str, name: str | None, where: options.Where, as_json: bool
     out = Console(as_json=as_json)
     # A mistyped provider or profile is told before the work of packaging, not after it.
     resolve(**where)
-    package = build(out, model, name=name, sample=given["sample"])
+    package = build(out, model, name=name, sample=given["sample"], compiling=given["compiling"])
     shaped = options.shaped(given)
     began, kinds = time.perf_counter(), list[str]()
     with out.progress() as begin:

@@ -103,6 +103,7 @@ def shape(command: F) -> F:
                 "--canary", type=int, metavar="PERCENT", help="Give the new revision this share of the traffic only."
             ),
             sample,
+            compiled,
         )
     ):
         command = add(command)
@@ -116,6 +117,18 @@ def sample(command: F) -> F:
         metavar="FILE",
         type=click.Path(),
         help="Sample input (.json, .npy, .csv): recorded with the answer and replayed after every deploy.",
+    )(command)
+
+
+def compiled(command: F) -> F:
+    """Add --compile."""
+    return click.option(
+        "--compile",
+        "compiling",
+        type=click.Choice(["auto", "onnx", "off"]),
+        default="auto",
+        show_default=True,
+        help="Serve as ONNX where a sample of 32 rows or more proves equal answers; or else fail; or never.",
     )(command)
 
 

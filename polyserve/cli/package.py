@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 @options.model
 @click.option("--name", metavar="NAME", help="The model's name; default: from MODEL.")
 @options.sample
+@options.compiled
 @click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), help="Save it as an archive, too.")
 @options.json_output
-def command(*, model: str, name: str | None, sample: str | None, output: Path | None, as_json: bool) -> None:
+def command(
+    *, model: str, name: str | None, sample: str | None, compiling: str, output: Path | None, as_json: bool
+) -> None:
     """Make a package of MODEL: a file, a package, or module:attribute.
 
     The package has the model, the requirements it needs at the versions installed here, its inputs and outputs, and
@@ -28,12 +31,12 @@ def command(*, model: str, name: str | None, sample: str | None, output: Path | 
     --output saves it as an archive, to deploy elsewhere.
     """
     out = Console(as_json=as_json)
-    made = build(out, model, name=name, sample=sample)
+    made = build(out, model, name=name, sample=sample, compiling=compiling)
     saved = None if output is None else made.save(output)
     out.json(described(made) | {"saved": saved}) if as_json else _show(out, made, saved)
 
 
-def build(out: Console, model: str, *, name: str | None, sample: str | None) -> ModelPackage:
+def build(out: Console, model: str, *, name: str | None, sample: str | None, compiling: str = "auto") -> ModelPackage:
     """Make a package of what a command line names, with progress.
 
     Raises:
@@ -46,7 +49,7 @@ def build(out: Console, model: str, *, name: str | None, sample: str | None) -> 
     inputs = None if sample is None else values.read_sample(sample)
     with out.progress() as begin:
         step = begin("packaging the model")
-        made = api.package(model, name=name, sample=inputs)
+        made = api.package(model, name=name, sample=inputs, compile=compiling)
         step.done(f"package {made.digest[:12]}, {size(made.size_bytes)}")
     return made
 
@@ -66,6 +69,7 @@ def described(made: ModelPackage) -> dict[str, Any]:
         "sample": made.golden_request() is not None,
         "row_wise": manifest.row_wise,
         "safe": manifest.safe,
+        "compilation": None if made.compilation is None else made.compilation.to_dict(),
     }
 
 
@@ -85,10 +89,30 @@ def _show(out: Console, made: ModelPackage, saved: Path | None) -> None:
                 "sample",
                 "recorded with its answer" if made.golden_request() is not None else "none: give one with --sample",
             ),
+            *compiled(made),
             ("where", str(saved or made.root)),
         ]
     )
     out.next(f"polyserve deploy {saved or made.root}")
+
+
+def compiled(made: ModelPackage) -> list[tuple[str, str]]:
+    """Return what came of compiling, as fields; nothing where that was not to be."""
+    report = made.compilation
+    if report is None:
+        return []
+    if not report.compiled or report.original is None or report.onnx is None:
+        return [("compiled", f"no: {report.reason}")]
+    before, after = report.original, report.onnx
+    equal = (
+        f"largest difference {report.largest_difference:.2g}" if report.largest_difference else "every answer the same"
+    )
+    sizes = f"{size(before.size_bytes)} became {size(after.size_bytes)}"
+    times = f"a row takes {after.row_us:,.0f} us, and took {before.row_us:,.0f}"
+    return [
+        ("compiled", f"{made.manifest.flavor}: {report.rows} rows and {report.probes} made of them, {equal}"),
+        ("gained", f"{sizes}; {times}"),
+    ]
 
 
 def _tensor(spec: Any) -> str:

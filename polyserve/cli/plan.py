@@ -45,7 +45,7 @@ def command(
     out = Console(as_json=as_json)
     # A mistyped provider or profile is told before the work of packaging, not after it.
     resolve(**where)
-    package = build(out, model, name=name, sample=given["sample"])
+    package = build(out, model, name=name, sample=given["sample"], compiling=given["compiling"])
     with out.progress() as begin:
         planned = api.plan(package, name=name, **where, on_event=listener(begin, []), **options.shaped(given))
     out.json(planned.to_dict()) if as_json else _show(out, planned)

@@ -5,6 +5,7 @@
     collect    the user's own modules go to code/, the rest becomes the lock
     rehearse   the package is loaded as in the function and answers the sample: that is the golden answer
     keep       the directory moves to its place in the cache, named by its digest
+    compile    where that is asked for and proven: a second package, that answers the same sample the same
 
 Nothing of this machine, of the time or of this process goes into a package: the same input gives the same digest everywhere.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from polyserve.errors import PackageError
+from polyserve.model import compile as compiling
 from polyserve.model import golden
 from polyserve.model.environment import Environment
 from polyserve.model.flavors import Flavor, Saved, detect, is_model_directory
@@ -55,6 +57,7 @@ def package(
     code: Sequence[Path | str] | None = None,
     files: Path | str | None = None,
     into: Path | str | None = None,
+    compile: str = "auto",  # noqa: A002 - the word that the command line and `deploy` have for it
 ) -> ModelPackage:
     """Make a content-addressed package of a trained model.
 
@@ -72,18 +75,22 @@ def package(
         code: Further files and directories of modules that the model needs and no import shows.
         files: A file or directory that a predictor reads in `load(model_dir)`.
         into: The directory to keep the package in, below its digest; by default the cache.
+        compile: Whether to serve the model as ONNX: `"auto"`, where it answers every row of a sample of 32 or more as the original
+            does, and the original otherwise; `"onnx"`, which refuses instead; `"off"`. What came of it is in the package's
+            `compilation`. A package is compiled by `"onnx"` alone.
 
     Returns:
-        The package. The same input gives the same digest, on any machine.
+        The package. The same input gives the same digest, on any machine with the same distributions.
 
     Raises:
         PackageError: It is not, or cannot become, a package; names the value, the limit and the way out.
         MissingDependencyError: The model's framework is not installed.
     """
+    compiling.check(compile)
     found = _resolve(model)
     if isinstance(found, ModelPackage):
         _refuse_options(sample=sample, methods=methods, requirements=requirements, code=code, files=files)
-        return found
+        return compiling.compiled(found, compile) if compile == "onnx" else found
     chosen = detect(found) if flavor == "auto" else flavor_named(flavor)
     with staging(packages_directory() if into is None else Path(into).absolute()) as root:
         saved = chosen.save(found, root, methods=methods, files=None if files is None else Path(files))
@@ -97,7 +104,8 @@ def package(
             code=[Path(path) for path in code or ()],
         )
         (root / manifests.FILE_NAME).write_bytes(manifest.to_json())
-        return keep(ModelPackage(root=root, manifest=manifest, digest=manifest.digest))
+        made = keep(ModelPackage(root=root, manifest=manifest, digest=manifest.digest))
+    return compiling.compiled(made, compile)
 
 
 def _fill(

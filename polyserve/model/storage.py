@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyserve.errors import PackageError
 from polyserve.model import golden
@@ -21,6 +22,9 @@ from polyserve.runtime import manifest as manifests
 from polyserve.runtime.manifest import Manifest, ManifestError
 from polyserve.runtime.messages import Request, Response
 from polyserve.runtime.signature import Signature
+
+if TYPE_CHECKING:
+    from polyserve.model.compile.report import Compilation
 
 SUFFIX = ".zip"
 
@@ -33,11 +37,13 @@ class ModelPackage:
         root: The directory it is in.
         manifest: What it says of itself.
         digest: Tree digest (sha256, hex) of everything in it: the same on every machine and in every cloud.
+        compilation: What came of compiling it, where it was made just now and could have been compiled; part of no digest.
     """
 
     root: Path = field(compare=False)
     manifest: Manifest = field(compare=False, repr=False)
     digest: str
+    compilation: Compilation | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -41,9 +41,17 @@ class OnnxModel:
         session: The session.
         methods: Names of the outputs that are asked for, in order.
         signature: What goes in and out.
+        limits: What is refused before the session is asked, which would answer: `bounds`, the largest magnitude of an input's
+            numbers; `missing`, those of these inputs that take missing values all the same; `empty`, whether no rows are taken.
     """
 
-    def __init__(self, session: Any, methods: Sequence[str], signature: Signature) -> None:
+    def __init__(
+        self, session: Any, methods: Sequence[str], signature: Signature, limits: Mapping[str, Any] | None = None
+    ) -> None:
+        told = limits or {}
+        self._bounds: Mapping[str, float] = told.get("bounds", {})
+        self._missing = frozenset(told.get("missing", ()))
+        self._takes_empty = told.get("empty", True)
         self.signature = signature
         self.methods = tuple(methods)
         self._session = session
@@ -65,6 +73,10 @@ class OnnxModel:
 
     def _run(self, inputs: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
         feeds = {tensor.name: self._array(tensor) for tensor in inputs}
+        for name, bound in self._bounds.items():
+            self._check_bound(name, feeds[name], bound)
+        if not self._takes_empty and not all(map(len, feeds.values())):
+            raise RequestError(ErrorCode.INVALID_ARGUMENT, "the model refuses the input: it has no rows")
         try:
             answers = self._session.run(list(names), feeds)
         except Exception as error:
@@ -74,6 +86,21 @@ class OnnxModel:
             reason = str(error).strip().split("\n", 1)[0].rpartition("INVALID_ARGUMENT : ")[2]
             raise RequestError(ErrorCode.INVALID_ARGUMENT, f"the model refuses the input: {reason}") from error
         return list(map(_plain, answers))
+
+    def _check_bound(self, name: str, array: Any, bound: float) -> None:
+        """Refuse numbers that the model, before it was converted, refused."""
+        if not array.size:
+            return
+        # NaN is neither above nor below anything: one look finds all three.
+        if -bound <= array.min() and array.max() <= bound:
+            return
+        import numpy as np
+
+        if name in self._missing and not (np.abs(array) > bound).any():
+            return
+        sort = "NaN, infinity" if name not in self._missing else "infinity"
+        message = f"the model refuses the input: {name!r} holds {sort} or a number beyond {bound:.6g}"
+        raise RequestError(ErrorCode.INVALID_ARGUMENT, message)
 
     def _array(self, tensor: Tensor) -> Any:
         array = tensor.numpy()
@@ -104,15 +131,15 @@ def open_session(path: Path) -> Any:
     # Its threads are its own: it does not read the variable that numpy's libraries do.
     options.intra_op_num_threads = threads()
     options.inter_op_num_threads = 1
-    # Warnings of the optimizer are about the graph, not about a request: nobody who reads the log could do anything.
-    options.log_severity_level = 3
+    # Warnings of the optimizer are about the graph, not about a request: nobody who reads the log could do anything. Errors are raised.
+    options.log_severity_level = 4
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def load(root: Path, manifest: Manifest) -> OnnxModel:
     """Open the model. The files must have been verified."""
     loader = cast("Mapping[str, Any]", manifest.loader)
-    return OnnxModel(open_session(root / loader["path"]), loader["methods"], manifest.signature)
+    return OnnxModel(open_session(root / loader["path"]), loader["methods"], manifest.signature, loader)
 
 
 def _plain(answer: Any) -> Any:

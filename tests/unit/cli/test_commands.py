@@ -13,6 +13,7 @@ import pytest
 from polyserve import api
 from polyserve.driver import Scaling
 from polyserve.errors import FailedPreconditionError
+from polyserve.model.compile.report import Compilation, Served
 from polyserve.planner import LimitCheck, Plan, Step, StepKind
 from polyserve.records import HistoryEntry
 from polyserve.rollout import Event
@@ -31,7 +32,7 @@ def package(monkeypatch):
     signature = SimpleNamespace(inputs=(spec,), outputs=(), to_dict=lambda: {"input_kind": "array"})
     made = SimpleNamespace(
         name="iris", digest=DIGEST, size_bytes=82_140, root="/packages/iris", manifest=manifest, signature=signature,
-        golden_request=lambda: object(), save=lambda path: path, asked=[],
+        golden_request=lambda: object(), save=lambda path: path, asked=[], compilation=None,
     )  # fmt: skip
     monkeypatch.setattr(api, "package", lambda model, **given: made.asked.append((model, given)) or made)
     return made
@@ -52,7 +53,7 @@ def plan_of(**fields):
 def test_package_shows_the_digest_and_what_the_model_needs(run, package):
     shown = run("package", "model.joblib", "--name", "iris").stdout
 
-    assert package.asked == [("model.joblib", {"name": "iris", "sample": None})]
+    assert package.asked == [("model.joblib", {"name": "iris", "sample": None, "compile": "auto"})]
     assert DIGEST in shown
     assert "joblib==1.5.2" in shown
     assert "input FP64 [rows x 4]" in shown
@@ -68,6 +69,35 @@ def test_package_reads_the_sample_and_saves_where_it_is_told(run, package, tmp_p
     assert package.asked[0][1]["sample"].tolist() == [[1, 2], [3, 4]]
     assert (shown["package_digest"], shown["sample"]) == (DIGEST, True)
     assert shown["saved"] == str(tmp_path / "iris.zip")
+
+
+def test_package_tells_what_compiling_gained(run, package):
+    package.manifest.flavor = "onnx"
+    served = [
+        Served(digest=DIGEST, size_bytes=size, load_ms=1.0, row_us=took)
+        for size, took in ((580_000, 2_000), (70_000, 20))
+    ]
+    package.compilation = Compilation(
+        compiled=True, rows=100, probes=2_000, largest_difference=2e-7, original=served[0], onnx=served[1]
+    )
+
+    shown = run("package", "model.joblib", "--compile", "onnx").stdout
+    told = json.loads(run("package", "model.joblib", "--json").stdout)["compilation"]
+
+    assert package.asked[0][1]["compile"] == "onnx"
+    assert "onnx: 100 rows and 2000 made of them, largest difference 2e-07" in shown
+    assert "580.0 kB became 70.0 kB; a row takes 20 us, and took 2,000" in shown
+    assert (told["original"]["size_bytes"], told["onnx"]["row_us"]) == (580_000, 20)
+
+
+def test_package_tells_why_a_model_was_not_compiled(run, package):
+    package.compilation = Compilation(compiled=False, reason="skl2onnx knows no Thing")
+
+    assert "no: skl2onnx knows no Thing" in run("package", "model.joblib").stdout
+    assert json.loads(run("package", "model.joblib", "--json").stdout)["compilation"] == {
+        "compiled": False,
+        "reason": "skl2onnx knows no Thing",
+    }
 
 
 def test_plan_shows_steps_and_limits(run, package, monkeypatch):
