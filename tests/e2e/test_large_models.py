@@ -6,13 +6,16 @@ import json
 import os
 import select
 import signal
+import time
 import zipfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 import polyserve
+from polyserve.driver import Phase
 from polyserve.metrics import request_line
 from polyserve.rollout import Event
 from polyserve_local.inventory import inventory
@@ -85,6 +88,14 @@ def kill_the_instance(deployment: polyserve.Deployment) -> None:
         os.close(handle)
 
 
+def failed_for_now(deployment: polyserve.Deployment) -> None:
+    """Wait until the revision is not being tried anew, as it is whenever somebody calls."""
+    deadline = time.monotonic() + 30
+    while {revision.phase for revision in deployment.status().function.revisions} != {Phase.FAILED}:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_the_plan_tells_what_stays_in_the_bucket(package):
     planned = polyserve.plan(package)
 
@@ -128,15 +139,32 @@ def test_a_model_that_is_damaged_in_the_bucket_is_refused_by_name_and_mended_by_
     kill_the_instance(deployment)
 
     with pytest.raises(polyserve.PolyserveError) as caught:
-        deployment.invoke([[3.0]])
+        deployment.invoke([[3.0]], timeout=timedelta(seconds=3))
 
     told = str(caught.value)
     expected = package.manifest.files["model/files/weights.bin"].sha256[:12]
     assert "model/files/weights.bin has sha256" in told
     assert f"in the bucket, and the manifest says {expected}" in told
     assert not list((home() / "local/models").rglob("weights.bin.part"))
+    failed_for_now(deployment)
     with polyserve.deploy(package, memory_mb=256) as mended:
         assert mended.invoke([[3.0]]) == [[21.0]]
+
+
+def test_an_upload_that_was_interrupted_leaves_no_half_object_and_is_finished_by_the_next_deploy(package):
+    def interrupt(event: Event) -> None:
+        if event.state == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        polyserve.deploy(package, memory_mb=256, on_event=interrupt)
+    assert [
+        path for path in (home() / "buckets").rglob("*") if path.is_file() and path.stat().st_size > 1_000_000
+    ] == []
+
+    with polyserve.deploy(package, memory_mb=256) as deployment:
+        assert deployment.invoke([[3.0]]) == [[21.0]]
+        deployment.destroy()
 
 
 def test_a_file_that_changed_after_packaging_is_not_uploaded(package):
