@@ -21,17 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from polyserve_aws.emulator import runtime_api
 from polyserve_aws.emulator.releases import Release
+from polyserve_aws.emulator.runtime_api import error_payload
 
 INIT_PATIENCE_S = 10.0
 """How long the init phase may take; then it is run again within the first invocation (Lambda's developer guide)."""
-RESPONSE_LIMIT = 6 * 1024 * 1024
-"""Largest answer of a synchronous invocation, in bytes."""
-RESPONSE_SLACK = 100
-"""What Lambda allows on top of it: its own message names 6291556 bytes."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -42,7 +37,7 @@ class Ended:
     Attributes:
         payload: What the function answered, or the error as JSON.
         error: Value of `X-Amz-Function-Error`; empty where there was none.
-        fate: Empty, or why the environment is of no more use: `timeout`, `exit`, `memory`.
+        fate: Empty, or why the environment is of no more use: `timeout`, `exit`, `memory`, `size`.
         duration_ms: How long the handler took.
     """
 
@@ -50,11 +45,6 @@ class Ended:
     error: str
     fate: str
     duration_ms: float
-
-
-def error_payload(kind: str, message: str) -> bytes:
-    """Return an error as Lambda puts it into a payload."""
-    return msgspec.json.encode({"errorType": kind, "errorMessage": message})
 
 
 class Environment:
@@ -178,19 +168,8 @@ class Environment:
         if not answer.done():
             fate = fate or "exit"
             return await self._broken_off(event.request_id, fate, patience_s, duration)
-        payload, failed = answer.result()
-        if not failed and len(payload) > RESPONSE_LIMIT + RESPONSE_SLACK:
-            message = (
-                f"Response payload size ({len(payload)} bytes) exceeded maximum allowed payload size "
-                f"({RESPONSE_LIMIT + RESPONSE_SLACK} bytes)."
-            )
-            return Ended(
-                payload=error_payload("Function.ResponseSizeTooLarge", message),
-                error="Unhandled",
-                fate="",
-                duration_ms=duration,
-            )
-        return Ended(payload=payload, error="Unhandled" if failed else "", fate="", duration_ms=duration)
+        payload, failed, fate = answer.result()
+        return Ended(payload=payload, error="Unhandled" if failed else "", fate=fate, duration_ms=duration)
 
     async def _broken_off(self, request_id: str, fate: str, patience_s: float, duration: float) -> Ended:
         if fate == "timeout":

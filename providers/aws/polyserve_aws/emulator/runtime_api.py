@@ -11,8 +11,13 @@ import re
 import time
 from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 
+Result = tuple[bytes, bool, str]
+"""The payload, whether it is an error, and why the environment is of no more use (empty where it still is)."""
+RESPONSE_LIMIT = 6 * 1024 * 1024 + 100
+"""Largest answer of a synchronous invocation, in bytes: 6 MB, and what Lambda allows on top of it."""
 _RESULT = re.compile(r"/2018-06-01/runtime/invocation/([^/]+)/(response|error)")
 # aiohttp takes no patience at all for endless patience.
 _PATIENCE_S = 0.05
@@ -38,6 +43,11 @@ class Event:
     client_context: str = ""
 
 
+def error_payload(kind: str, message: str) -> bytes:
+    """Return an error as Lambda puts it into a payload."""
+    return msgspec.json.encode({"errorType": kind, "errorMessage": message})
+
+
 class RuntimeApi:
     """Serves one runtime client.
 
@@ -51,8 +61,8 @@ class RuntimeApi:
         self.init_error: bytes | None = None
         self._server: asyncio.Server | None = None
         self._web = web.Server(self._serve, access_log=None, auto_decompress=False)
-        self._events: asyncio.Queue[tuple[Event, asyncio.Future[tuple[bytes, bool]]] | None] = asyncio.Queue()
-        self._current: tuple[Event, asyncio.Future[tuple[bytes, bool]]] | None = None
+        self._events: asyncio.Queue[tuple[Event, asyncio.Future[Result]] | None] = asyncio.Queue()
+        self._current: tuple[Event, asyncio.Future[Result]] | None = None
 
     async def listen(self) -> str:
         """Start listening; returns the address that the client is told."""
@@ -67,9 +77,9 @@ class RuntimeApi:
         self._events.put_nowait(None)  # whoever still waits for an event is sent away
         await self._web.shutdown(_PATIENCE_S)
 
-    def offer(self, event: Event) -> asyncio.Future[tuple[bytes, bool]]:
-        """Give the runtime an event; the result is its answer, and whether that is an error."""
-        answer: asyncio.Future[tuple[bytes, bool]] = asyncio.get_running_loop().create_future()
+    def offer(self, event: Event) -> asyncio.Future[Result]:
+        """Give the runtime an event; the result is its answer, or its error."""
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._events.put_nowait((event, answer))
         return answer
 
@@ -115,6 +125,11 @@ class RuntimeApi:
             )
         answer = self._current[1]
         self._current = None
+        too_large = not failed and len(body) > RESPONSE_LIMIT
+        if too_large:
+            message = f"Response payload size ({len(body)} bytes) exceeded maximum allowed payload size ({RESPONSE_LIMIT} bytes)."
+            body, failed = error_payload("Function.ResponseSizeTooLarge", message), True
         if not answer.done():
-            answer.set_result((body, failed))
-        return web.Response(status=202, body=_ACCEPTED)
+            answer.set_result((body, failed, "size" if too_large else ""))
+        # The runtime client does not survive a refusal, so its environment does not, either: as on AWS.
+        return web.Response(status=413 if too_large else 202, body=_ACCEPTED)

@@ -56,6 +56,8 @@ class Emulator:
         options: Provider options with which `polyserve_aws` talks to it, once it is started.
     """
 
+    _running = False
+
     def __init__(self, directory: Path, *, port: int = 0, settle_s: float = SETTLE_S, idle_s: float = IDLE_S) -> None:
         self.url = ""
         self.options: dict[str, str] = {}
@@ -70,7 +72,11 @@ class Emulator:
 
         Raises:
             OSError: The port is taken.
+            RuntimeError: There is one in this process already.
         """
+        if Emulator._running:
+            raise RuntimeError("there can be one emulator in a process: moto keeps its state in its modules")
+        Emulator._running = True
         self._directory.mkdir(parents=True, exist_ok=True)
         for name in ("archives", "tasks", "scratch", "runtime", "images"):
             shutil.rmtree(self._directory / name, ignore_errors=True)
@@ -98,6 +104,7 @@ class Emulator:
         self._loop.close()
         self._workers.shutdown()
         self._loop = self._thread = None
+        Emulator._running = False
 
     async def _open(self) -> None:
         services.reset()

@@ -197,7 +197,7 @@ def function(account: Account) -> str:
     return account.function(MemorySize=256, Environment={"Variables": {"VARIABLE": "value"}})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pack() -> Callable[[Mapping[str, str | bytes]], bytes]:
     """Return what makes a zip of files."""
     return archive
@@ -221,3 +221,9 @@ def bucket(account: Account) -> str:
     name = f"bucket-{next(_numbers)}"
     account.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture(scope="session")
+def signer() -> Callable[[str, Mapping[str, str]], Account]:
+    """Return what makes the operator's clients of an emulator from its options."""
+    return lambda url, options: Account(url, *read_keys(options))
