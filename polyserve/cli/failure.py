@@ -83,7 +83,7 @@ def _hints(error: PolyserveError) -> Iterator[str]:
             yield "wait until it has ended, then run the same command again"
         case VerificationError():
             yield f"traffic was not touched; polyserve logs {error.resource or 'NAME'}{provider} has the reason"
-        case NotFoundError() if "polyserve list" not in error.message:
+        case NotFoundError() if error.provider and "polyserve list" not in error.message:
             yield f"polyserve list{provider} shows the deployments there are"
         case UnavailableError():
             yield "run the same command again; polyserve doctor looks for the cause"
