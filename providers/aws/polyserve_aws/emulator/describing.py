@@ -51,8 +51,6 @@ def configuration(function: Function, version: Version, *, qualifier: str = "") 
             "VpcId": "",
             "Ipv6AllowedForDualStack": False,
         } | dict(settings.vpc)
-    if settings.layers:
-        found["Layers"] = [{"Arn": arn, "CodeSize": 0} for arn in settings.layers]
     if settings.image_config:
         found["ImageConfigResponse"] = {"ImageConfig": dict(settings.image_config)}
     return found

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Environment:
         scratch: Directory that is its own: `/tmp` on AWS.
         root: Working directory of the process.
         stream: Name of its log stream.
+        ended: Called once it is no more.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Environment:
         scratch: Path,
         root: Path,
         stream: str,
+        ended: Callable[[], None],
     ) -> None:
         self.release = release
+        self._ended = ended
         self.stream = stream
         self.init_ms = 0.0
         self.used = False
@@ -204,6 +207,7 @@ class Environment:
             self._pipe = -1
         await self._api.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        self._ended()
 
     def take_lines(self) -> list[tuple[int, str]]:
         """Return what it has printed since the last call, in whole lines, with the milliseconds of each."""

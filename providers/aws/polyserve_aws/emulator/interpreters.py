@@ -1,6 +1,6 @@
 """The Python that a function runs under, and the directory that stands for `/var/runtime`.
 
-A function sees the standard library, what was uploaded, its layers and Lambda's own runtime directory: nothing of the
+A function sees the standard library, what was uploaded and Lambda's own runtime directory: nothing of the
 environment that the emulator itself is installed in. The runtime directory is made of links to the real
 `awslambdaric` and to boto3, which every Python runtime of Lambda brings along.
 """
@@ -21,11 +21,13 @@ RUNTIME_CLIENT = ("awslambdaric", "snapshot-restore-py", "simplejson")
 SDK = ("boto3", "botocore", "s3transfer", "jmespath", "python-dateutil", "six", "urllib3")
 """What else `/var/runtime` holds on AWS."""
 
+OWN_RUNTIME = f"python{sys.version_info.major}.{sys.version_info.minor}"
+"""The runtime that the emulator itself could be: its interpreter is always there."""
+
 BOOT = """\
 import sys, os
 task = os.environ["LAMBDA_TASK_ROOT"]
-sys.path[:] = [task, *[path for path in os.environ.pop("_EMULATOR_LAYERS").split(":") if path],
-               os.environ["LAMBDA_RUNTIME_DIR"], *[path for path in sys.path if path]]
+sys.path[:] = [task, os.environ["LAMBDA_RUNTIME_DIR"], *[path for path in sys.path if path]]
 del task
 from awslambdaric.__main__ import main
 main(["bootstrap", os.environ["_HANDLER"]])
@@ -44,15 +46,14 @@ def find_interpreter(runtime: str) -> str:
     Raises:
         ServiceError: There is none on this machine.
     """
-    own = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if runtime == own:
+    if runtime == OWN_RUNTIME:
         # Not that of a virtual environment, whose packages a function must not see.
         return str(Path(sys.executable).resolve())
     found = shutil.which(runtime)
     if found is None:
         message = (
             f"The emulator cannot run {runtime}: this machine has no interpreter of that name on its PATH, and the "
-            f"emulator itself runs on {own}. Install {runtime}, or deploy for {own}."
+            f"emulator itself runs on {OWN_RUNTIME}. Install {runtime}, or deploy for {OWN_RUNTIME}."
         )
         raise invalid(message)
     return str(Path(found).resolve())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from polyserve_aws.emulator.environments import Environment, stream_name
-from polyserve_aws.emulator.identities import Identities
-from polyserve_aws.emulator.interpreters import BOOT, find_interpreter, life_line, make_runtime_directory
+from polyserve_aws.emulator.identities import Identities, Principal
+from polyserve_aws.emulator.images import TASK, command_of, runs_in_its_own_root, variables_of
+from polyserve_aws.emulator.interpreters import BOOT, OWN_RUNTIME, find_interpreter, life_line, make_runtime_directory
 from polyserve_aws.emulator.releases import Release
+
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 class Launcher:
@@ -26,40 +30,62 @@ class Launcher:
     async def make(self, release: Release, initialization: str) -> Environment:
         """Return an environment that is not started yet.
 
+        Args:
+            release: What is to run.
+            initialization: `on-demand`, `provisioned-concurrency` or `snap-start`.
+
         Raises:
             ServiceError: The role cannot be assumed any more, or the interpreter is gone.
         """
         settings = release.settings
-        interpreter = find_interpreter(settings.runtime)
-        runtime = make_runtime_directory(settings.runtime, interpreter, self._directory / "runtime")
+        session = self._identities.assume(settings.role, release.name)
         stream = stream_name(release.version)
         scratch = self._directory / "scratch" / secrets.token_hex(8)
-        root = release.code.root
-        variables = {
-            **self.variables(release, initialization, stream, scratch, root),
-            "AWS_EXECUTION_ENV": f"AWS_Lambda_{settings.runtime}",
-            "LAMBDA_RUNTIME_DIR": str(runtime),
-            "LD_LIBRARY_PATH": f"{root}:{root}/lib",
-            "_EMULATOR_LAYERS": "",
-        }
-        # -S and -s keep site directories out; -B because /var/task cannot be written on AWS.
-        command = [*life_line(), interpreter, "-S", "-s", "-B", "-c", BOOT]
-        return Environment(release, command=command, variables=variables, scratch=scratch, root=root, stream=stream)
+        common = self._variables(release, initialization, stream, session)
+        image = settings.package_type == "Image"
+        if image and runs_in_its_own_root(release):
+            root = release.code.root
+            command, variables = _contained(release)
+        else:
+            runtime = OWN_RUNTIME if image else settings.runtime
+            root = release.code.root / TASK.lstrip("/") if image else release.code.root
+            command, variables = self._bare(release, runtime, root, scratch)
+        variables |= common | {"_HANDLER": command_of(release)[1] if image else settings.handler}
+        return Environment(
+            release,
+            command=[*life_line(), *command],
+            variables=variables,
+            scratch=scratch,
+            root=root,
+            stream=stream,
+            ended=lambda: self._identities.end(session),
+        )
 
-    def variables(
-        self, release: Release, initialization: str, stream: str, scratch: Path, root: Path
-    ) -> dict[str, str]:
-        """Return what every execution environment has, archive or image ("Defined runtime environment variables")."""
-        settings = release.settings
-        session = self._identities.assume(settings.role, release.name)
-        return {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "LANG": "en_US.UTF-8",
-            "TZ": ":UTC",
+    def _bare(self, release: Release, runtime: str, root: Path, scratch: Path) -> tuple[Sequence[str], dict[str, str]]:
+        """Return how unpacked code is started under an interpreter of this machine."""
+        interpreter = find_interpreter(runtime)
+        directory = make_runtime_directory(runtime, interpreter, self._directory / "runtime")
+        variables = {"PATH": SYSTEM_PATH}
+        if release.settings.package_type == "Image":
+            variables |= variables_of(release)
+        else:
+            variables["AWS_EXECUTION_ENV"] = f"AWS_Lambda_{runtime}"
+        variables |= {
             "HOME": str(scratch),
             "TMPDIR": str(scratch),
-            "_HANDLER": settings.handler,
             "LAMBDA_TASK_ROOT": str(root),
+            "LAMBDA_RUNTIME_DIR": str(directory),
+            "LD_LIBRARY_PATH": f"{root}:{root}/lib",
+        }
+        # -S and -s keep site directories out; -B because /var/task cannot be written on AWS.
+        return [interpreter, "-S", "-s", "-B", "-c", BOOT], variables
+
+    def _variables(self, release: Release, initialization: str, stream: str, session: Principal) -> dict[str, str]:
+        """Return what every execution environment has ("Defined runtime environment variables", developer guide)."""
+        settings = release.settings
+        return {
+            "LANG": "en_US.UTF-8",
+            "TZ": ":UTC",
             "AWS_REGION": release.region,
             "AWS_DEFAULT_REGION": release.region,
             "AWS_LAMBDA_FUNCTION_NAME": release.name,
@@ -75,3 +101,16 @@ class Launcher:
             "AWS_SECRET_ACCESS_KEY": session.secret,
             "AWS_SESSION_TOKEN": session.token,
         }
+
+
+def _contained(release: Release) -> tuple[Sequence[str], dict[str, str]]:
+    """Return how an image is started whose files become the root directory."""
+    root = release.code.root
+    command, _, directory = command_of(release)
+    (root / "tmp").mkdir(exist_ok=True)
+    variables = {"PATH": SYSTEM_PATH, "LAMBDA_TASK_ROOT": TASK} | variables_of(release)
+    variables |= {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the image's own
+    # Its working directory is changed to by the shell that most images have; one without starts in its root directory.
+    shell = directory != "/" and (root / "bin/sh").exists()
+    change = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', directory] if shell else []
+    return ["chroot", str(root), *change, *command], variables

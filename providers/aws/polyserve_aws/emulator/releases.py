@@ -46,7 +46,6 @@ class Settings:
         environment: Variables of the function.
         architecture: `x86_64` or `arm64`.
         package_type: `Zip` or `Image`.
-        layers: ARNs of layer versions.
         snap_start: `None` or `PublishedVersions`.
         tracing: `PassThrough` or `Active`.
         vpc: VpcConfig as it was given.
@@ -64,7 +63,6 @@ class Settings:
     environment: Mapping[str, str] = field(default_factory=dict)
     architecture: str = "x86_64"
     package_type: str = "Zip"
-    layers: tuple[str, ...] = ()
     snap_start: str = "None"
     tracing: str = "PassThrough"
     vpc: Mapping[str, Any] = field(default_factory=dict)

@@ -22,11 +22,12 @@ from polyserve_aws.emulator.functions import Functions
 from polyserve_aws.emulator.grants import Grants
 from polyserve_aws.emulator.http_api import HttpApis
 from polyserve_aws.emulator.identities import Identities
+from polyserve_aws.emulator.images import Images
 from polyserve_aws.emulator.invoking import Invoking
 from polyserve_aws.emulator.lambda_api import LambdaApi
 from polyserve_aws.emulator.launching import Launcher
 from polyserve_aws.emulator.logs import Logs
-from polyserve_aws.emulator.releases import Code
+from polyserve_aws.emulator.registry import Blobs, Registry
 from polyserve_aws.emulator.signatures import Signature, read_signature
 from polyserve_aws.emulator.traffic import Traffic
 from polyserve_aws.emulator.uploads import Uploads
@@ -78,7 +79,7 @@ class Emulator:
             raise RuntimeError("there can be one emulator in a process: moto keeps its state in its modules")
         Emulator._running = True
         self._directory.mkdir(parents=True, exist_ok=True)
-        for name in ("archives", "tasks", "scratch", "runtime", "images"):
+        for name in ("archives", "blobs", "images", "runtime", "scratch", "tasks"):
             shutil.rmtree(self._directory / name, ignore_errors=True)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="aws-emulator", daemon=True)
@@ -121,12 +122,15 @@ class Emulator:
 
     def _assemble(self) -> None:
         functions = Functions()
+        blobs = Blobs(self._directory)
+        self._registry = Registry(self._access, blobs, self._listen)
+        images = Images(self._directory, self._registry, blobs)
         launcher = Launcher(self._directory, self._identities, self.url)
         logs = Logs(self._identities)
         self._fleet = Fleet(launcher.make, logs.write, self._idle_s)
         self._invoking = Invoking(functions, self._fleet)
         self._control = Control(
-            functions, self._fleet, Uploads(self._directory), self._identities, pull=self._pull, settle_s=self._settle_s,
+            functions, self._fleet, Uploads(self._directory), self._identities, pull=images.pull, settle_s=self._settle_s,
             own_url=lambda: self.url,
         )  # fmt: skip
         urls = Urls(functions, self._invoking, self._access, listen=self._listen, close=self._close_port)
@@ -179,6 +183,8 @@ class Emulator:
             answer = await loop.run_in_executor(self._workers, self._services.answer, call)
             if service == "apigateway":
                 return await self._apis.follow(answer)
+            if service == "ecr":
+                return await self._registry.follow(answer, signature.region, principal)
             return self._hide_missing(call, signature, answer)
         except ServiceError as error:
             return format_error(service, error, resource=call.raw_path, head=call.method == "HEAD")
@@ -197,11 +203,6 @@ class Emulator:
     def _run_for_service(self, name: str, event: bytes) -> bytes:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(self._invoking.run_by_name(name, event), self._loop).result()
-
-    def _pull(self, uri: str, region: str) -> Code:
-        raise ServiceError(
-            501, "InvalidParameterValueException", f"The emulator cannot run images yet: {uri} in {region}"
-        )
 
 
 def _write_credentials(path: Path, key: str, secret: str) -> None:

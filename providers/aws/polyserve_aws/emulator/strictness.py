@@ -34,6 +34,7 @@ MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": 
 ABSENT = {
     "CapacityProviderConfig": "managed instances", "CodeSigningConfigArn": "code signing", "DeadLetterConfig": "dead-letter queues",
     "DurableConfig": "durable functions", "FileSystemConfigs": "file systems", "KMSKeyArn": "customer keys",
+    "Layers": "layers",
     "TenancyConfig": "tenant isolation", "AcceleratorConfig": "accelerators",
 }  # fmt: skip
 """What the emulator does not have, so that it says so where it is asked for."""
@@ -84,8 +85,6 @@ def read_settings(body: Mapping[str, Any], before: Settings | None = None) -> Se
         changes["storage"] = body["EphemeralStorage"]["Size"]
     if "Architectures" in body:
         changes["architecture"] = _one_architecture(body["Architectures"])
-    if "Layers" in body:
-        changes["layers"] = tuple(body["Layers"])
     if "SnapStart" in body:
         changes["snap_start"] = body["SnapStart"].get("ApplyOn", "None")
     if "TracingConfig" in body:
@@ -113,8 +112,6 @@ def check_settings(settings: Settings) -> None:
     if settings.package_type == "Image":
         if settings.runtime or settings.handler:
             raise invalid("Runtime and Handler are not allowed for functions created with container images.")
-        if settings.layers:
-            raise invalid("Layers are not supported for functions created with container images.")
     else:
         if not settings.runtime or not settings.handler:
             raise invalid(
@@ -144,8 +141,6 @@ def _check_numbers(settings: Settings) -> None:
         raise violation(settings.description, "description", "have length less than or equal to 256")
     if len(settings.handler) > 128:
         raise violation(settings.handler, "handler", "have length less than or equal to 128")
-    if len(settings.layers) > 5:
-        raise invalid("Layers must be 5 or fewer.")
 
 
 def _check_runtime(settings: Settings) -> None:

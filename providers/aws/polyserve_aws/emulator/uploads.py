@@ -22,7 +22,7 @@ DIRECT_LIMIT = 50 * 1024 * 1024
 BASE64_LIMIT = 69905067
 """The same archive in base64: what Lambda's own message names."""
 UNPACKED_LIMIT = 262144000
-"""Largest sum of all unpacked files, layers included, in bytes."""
+"""Largest sum of all unpacked files, in bytes."""
 
 
 class Uploads:
@@ -37,14 +37,13 @@ class Uploads:
         self._archives.mkdir(parents=True, exist_ok=True)
         self._tasks.mkdir(parents=True, exist_ok=True)
 
-    def add(self, data: bytes, *, direct: bool, operation: str, layers_bytes: int = 0) -> Code:
+    def add(self, data: bytes, *, direct: bool, operation: str) -> Code:
         """Keep an archive and unpack it; blocks while it does.
 
         Args:
             data: The archive.
             direct: Whether it came with the call, not through S3.
             operation: Name of the call, for the message.
-            layers_bytes: Unpacked size of the function's layers.
 
         Raises:
             ServiceError: It is too large, or no archive.
@@ -56,9 +55,7 @@ class Uploads:
         root = self._tasks / digest.hexdigest()
         archive = self._archives / f"{digest.hexdigest()}.zip"
         if not root.is_dir():
-            self._unpack(data, root, layers_bytes)
-        elif layers_bytes and _size(root) + layers_bytes > UNPACKED_LIMIT:
-            raise _too_large()
+            self._unpack(data, root)
         if not archive.exists():
             making = archive.with_suffix(f".{os.urandom(4).hex()}")
             making.write_bytes(data)
@@ -66,7 +63,7 @@ class Uploads:
         sha256 = base64.b64encode(digest.digest()).decode()
         return Code(sha256=sha256, size=len(data), root=root, archive=archive)
 
-    def _unpack(self, data: bytes, root: Path, layers_bytes: int) -> None:
+    def _unpack(self, data: bytes, root: Path) -> None:
         refusal = invalid("Could not unzip uploaded file. Please check your file, then try to upload again.")
         making = root.with_name(f".{root.name}.{os.urandom(4).hex()}")
         try:
@@ -74,8 +71,8 @@ class Uploads:
                 members = archive.infolist()
                 if not members:
                     raise invalid("Uploaded file must be a non-empty zip")
-                if sum(member.file_size for member in members) + layers_bytes > UNPACKED_LIMIT:
-                    raise _too_large()
+                if sum(member.file_size for member in members) > UNPACKED_LIMIT:
+                    raise invalid(f"Unzipped size must be smaller than {UNPACKED_LIMIT} bytes")
                 making.mkdir()
                 for member in members:
                     _extract(archive, member, making)
@@ -89,14 +86,6 @@ class Uploads:
             making.rename(root)
         except OSError:
             shutil.rmtree(making)  # another thread was faster with the same bytes
-
-
-def _too_large() -> ServiceError:
-    return invalid(f"Unzipped size must be smaller than {UNPACKED_LIMIT} bytes")
-
-
-def _size(root: Path) -> int:
-    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, root: Path) -> None:
