@@ -62,8 +62,8 @@ def package(
     """Make a content-addressed package of a trained model.
 
     Args:
-        model: A fitted estimator, a function, a predictor class or object, a model file, a package (returned as it is), or
-            `"module:attribute"`, which is looked for in the working directory too.
+        model: A fitted estimator, a function, a predictor class or object, a model file or the directory of a SavedModel or of
+            MLflow, a package (returned as it is), or `"module:attribute"`, which is looked for in the working directory too.
         name: The model's name; by default that of the file, function or class, in lower-case words joined by hyphens. A package
             keeps its own.
         sample: Some rows of input as the model takes them: an array, nested lists, a DataFrame, a dict. It is packaged with the
@@ -99,7 +99,7 @@ def package(
             chosen,
             saved,
             name=_checked_name(name, saved),
-            sample=sample,
+            sample=saved.sample if sample is None else sample,
             requirements=requirements or (),
             code=[Path(path) for path in code or ()],
         )
@@ -130,7 +130,7 @@ def _fill(
     manifest = Manifest(
         name=name,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        flavor=chosen.NAME,
+        flavor=saved.flavor or chosen.NAME,
         loader=saved.loader,
         requirements=environment.lock(needed, requirements, bare=saved.bare),
         signature=Signature(input_kind=kind, output_kind="array", inputs=specs, outputs=()),
@@ -244,7 +244,7 @@ def _resolve(model: object) -> object:
             return path
         message = (
             f"directory {str(model)!r} is no model package, it has no {manifests.FILE_NAME}, and no model: pass a model file, "
-            "the directory of a SavedModel, or a package"
+            "the directory of a SavedModel or of MLflow, or a package"
         )
         raise _refusal(message, str(model))
     if path.is_file():

@@ -28,6 +28,7 @@ OPTIONAL = {
     "keras",
     "lightgbm",
     "ml_dtypes",
+    "mlflow",
     "numpy",
     "onnxruntime",
     "orjson",

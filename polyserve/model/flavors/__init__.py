@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from polyserve.errors import PackageError
 from polyserve.runtime.manifest import Manifest
 from polyserve.runtime.signature import TensorSpec
 
-FLAVORS = ("tflite", "tensorflow", "onnx", "xgboost", "lightgbm", "torch", "sklearn", "python")
+FLAVORS = ("mlflow", "tflite", "tensorflow", "onnx", "xgboost", "lightgbm", "torch", "sklearn", "python")
 """Every flavor, the most particular first: the first that recognises a model has it."""
 
 
@@ -42,6 +42,8 @@ class Saved:
         shapes: Shapes of outputs that the model knows better than an answer shows, by name.
         output_name: What to call the only output.
         safe: Whether loading what was saved runs no code of the model's own; `None` for what the flavor says.
+        flavor: Which flavor's loader serves it; `None` for this one's. What only wraps a model of another flavor says that one.
+        sample: Rows of input that came with the model, for who gives none; `None` where none did.
     """
 
     loader: Mapping[str, object]
@@ -55,6 +57,8 @@ class Saved:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     output_name: str = "output"
     safe: bool | None = None
+    flavor: str | None = None
+    sample: Any = None
 
 
 class Flavor(Protocol):
