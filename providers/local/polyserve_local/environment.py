@@ -96,7 +96,8 @@ def provide(
     Raises:
         GatewayError: There is no such Python, or a requirement cannot be installed.
     """
-    if missing(interpreter, spec.python, spec.requirements) is None:
+    reason = missing(interpreter, spec.python, spec.requirements)
+    if reason is None:
         return interpreter
     key = key_of(spec)
     home = places.environments / key
@@ -107,6 +108,12 @@ def provide(
             remove_tree(home)
             try:
                 _make(home, find_python(spec.python, interpreter), spec, Installer(interpreter, installer, stopping))
+            except GatewayError as error:
+                remove_tree(home)
+                first, *others = reason.split("; ")
+                more = f" and {len(others)} more" if others else ""
+                message = f"the Python that deployed will not do ({first}{more}), and {error.message}"
+                raise GatewayError(error.code, message) from error
             except BaseException:
                 remove_tree(home)
                 raise

@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime  # noqa: F401 - writes a file into TMPDIR when it is first imported, which no test may leave
 import pytest
 
+import polyserve
 from polyserve.model import ModelPackage, package
 from polyserve.runtime.environment import without_build
 from polyserve.runtime.host import Host
@@ -88,11 +89,16 @@ def refusal(root: Path) -> str:
     return str(caught.value)
 
 
+# Of the module, since what some frameworks leave in TMPDIR while they make a model is no test's to answer for.
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request: pytest.FixtureRequest, iris: Any) -> tuple[str, object, str]:
+    return request.param, *MODELS[request.param](iris)
+
+
 # Of TensorFlow's variables, whose `__array__` is older than numpy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-@pytest.mark.parametrize("flavor", MODELS)
-def test_another_version_of_the_framework_is_refused_with_both_named(flavor, iris, tmp_path):
-    model, distribution = MODELS[flavor](iris)
+def test_another_version_of_the_framework_is_refused_with_both_named(trained, iris, tmp_path):
+    flavor, model, distribution = trained
     made = package(model, name="iris", sample=iris[0][:4])
     lock = tuple(
         f"{distribution}==0.0.1" if line.startswith(f"{distribution}==") else line
@@ -113,3 +119,20 @@ def test_another_python_and_what_is_not_installed_are_refused_too(forest, iris, 
 
     assert "the package is locked to Python 3.99, and this is Python 3." in message
     assert "no-such-distribution is locked to 1.0, and is not installed" in message
+
+
+def test_a_deploy_under_another_version_than_is_to_be_had_fails_and_names_it(iris, tmp_path, monkeypatch):
+    # Nothing is installed: no index is asked, and nothing is in the cache.
+    for name in ("UV_OFFLINE", "UV_NO_INDEX", "PIP_NO_INDEX"):
+        monkeypatch.setenv(name, "1")
+    model, distribution = onnx_model(iris)
+    made = package(model, name="iris", sample=iris[0][:4])
+    lock = tuple(line if "numpy" in line else f"{distribution}==0.0.1" for line in made.manifest.requirements)
+    other = ModelPackage.open(relocked(made, tmp_path / "other", requirements=lock))
+
+    with pytest.raises(polyserve.FailedPreconditionError) as caught:
+        polyserve.deploy(other)
+
+    told = f"the Python that deployed will not do ({distribution} is {version(distribution)}, locked is 0.0.1)"
+    assert f"{told}, and the locked requirements cannot be installed" in str(caught.value)
+    polyserve.connect("iris").destroy()
