@@ -117,9 +117,9 @@ def label_of(nodes: Nodes, index: str, labels: Any) -> str:
     return nodes.add("Gather", [nodes.constant(array), index], axis=0)
 
 
-def two_columns(nodes: Nodes, positive: str) -> str:
+def two_columns(nodes: Nodes, positive: str, dtype: str = "f8") -> str:
     """Add probabilities of both classes, of a column of those of the second."""
-    negative = nodes.add("Sub", [nodes.constant(np.float64(1)), positive])
+    negative = nodes.add("Sub", [nodes.constant(np.ones((), dtype)), positive])
     return nodes.add("Concat", [negative, positive], axis=1)
 
 

@@ -147,6 +147,8 @@ def _plain(answer: Any) -> Any:
     import numpy as np
 
     if not isinstance(answer, list):
-        return np.asarray(answer)
+        array = np.asarray(answer)
+        # Texts are objects, of which none would have no type.
+        return array.astype(np.str_) if array.dtype == object else array
     labels = list(answer[0]) if answer else []
     return np.array([[row[label] for label in labels] for row in answer], dtype="f4").reshape(len(answer), len(labels))

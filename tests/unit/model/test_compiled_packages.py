@@ -360,3 +360,9 @@ def test_converting_warns_nobody_and_writes_nothing(iris, capfd):
     both(model, iris[0][::3])
 
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_converter_does_not_expect_is_a_reason_not_a_failure(forest, iris, monkeypatch):
+    monkeypatch.setattr(forests, "_trees", lambda estimator: estimator.gone)
+
+    assert "its converter failed (AttributeError: " in reason(forest, iris[0][:40])
