@@ -49,6 +49,36 @@ from polyserve.model import package
 print({name: package(model, name=name, sample=sample, methods=methods).digest for name, (model, sample, methods) in MODELS.items()})
 """
 )
+TRAIN_OTHERS = """
+import joblib, lightgbm, onnx, xgboost
+from skl2onnx import to_onnx
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+X, y = load_breast_cancer(return_X_y=True)
+pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)
+joblib.dump(pipeline, "pipeline.joblib")
+onnx.save(to_onnx(pipeline, X[:1].astype("f4"), target_opset=18), "pipeline.onnx")
+joblib.dump(xgboost.XGBClassifier(n_estimators=5).fit(X, y), "xgboost.joblib")
+joblib.dump(lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(X, y), "lightgbm.joblib")
+"""
+PACKAGE_OTHERS = """
+import sys, joblib, onnx, skops.io
+from polyserve.model import package
+from sklearn.datasets import load_breast_cancer
+X = load_breast_cancer(return_X_y=True)[0]
+models, out = sys.argv[1], sys.argv[2]
+skops.io.dump(joblib.load(f"{models}/pipeline.joblib"), f"{out}/pipeline.skops")
+given = {
+    "onnx": onnx.load(f"{models}/pipeline.onnx"),
+    "xgboost": joblib.load(f"{models}/xgboost.joblib"),
+    "lightgbm": joblib.load(f"{models}/lightgbm.joblib"),
+    "skops": f"{out}/pipeline.skops",
+}
+print({name: package(model, name=name, sample=X[:5]).digest for name, model in given.items()})
+"""
 OPEN = """
 import json, sys, joblib
 from polyserve.model import package
@@ -79,6 +109,18 @@ def test_models_trained_in_two_processes_are_the_same_packages(tmp_path):
     second = output(PACKAGE, cwd=tmp_path / "elsewhere", PYTHONHASHSEED="2", POLYSERVE_CACHE=str(tmp_path / "two"))
 
     assert first == second
+
+
+def test_models_of_other_frameworks_are_the_same_packages_in_two_processes(tmp_path):
+    output(TRAIN_OTHERS, cwd=tmp_path)
+    told = set()
+    for seed, threads in [("1", "1"), ("2", "2")]:
+        (tmp_path / seed).mkdir()
+        out = tmp_path / seed
+        environment = {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads, "POLYSERVE_CACHE": str(out / "cache")}
+        told.add(output(PACKAGE_OTHERS, tmp_path, out, cwd=tmp_path, **environment))
+
+    assert len(told) == 1
 
 
 @pytest.fixture(scope="module")
