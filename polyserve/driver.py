@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -617,13 +617,29 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Detour:
+    """How a call goes whose request or answer is too large for its platform: by way of the platform's storage.
+
+    Attributes:
+        before: Made first. Answered with a status of 300 or more, that is the answer, and the call is not made.
+        follow: Asked for the call that fetches the answer, once the platform's reply is there; `None` where the reply is all of it.
+        after: Made last, however the others ended; what becomes of them is nobody's business.
+    """
+
+    before: HttpCall | None = None
+    follow: Callable[[HttpReply], HttpCall | None] | None = None
+    after: tuple[HttpCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCall:
-    """A complete HTTP call, signed and ready to send."""
+    """A complete HTTP call, signed and ready to send, and what has to be done beside it, if anything."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | memoryview = field(repr=False)
+    detour: Detour | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

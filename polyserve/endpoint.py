@@ -19,6 +19,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from polyserve.addresses import CurrentAddress
+from polyserve.detours import acarry, carry
 from polyserve.driver import Address, ErrorCode, HttpCall, HttpReply, Provider, Request, Response
 from polyserve.errors import InvalidArgumentError, PolyserveError, error_for, translating
 from polyserve.exchange import decode, encode
@@ -189,7 +190,7 @@ class Endpoint:
         address = self._addresses.known() or self._addresses.find()
         call = self._prepare(address, request)
         try:
-            reply = self._connections.send(call, deadline)
+            reply = carry(self._connections.send, call, deadline)
         except (OSError, ValueError) as error:
             raise self._lost(address, request, error) from error
         return self._read(address, reply, request)
@@ -201,7 +202,7 @@ class Endpoint:
             address = await asyncio.to_thread(self._addresses.find)
         call = self._prepare(address, request)
         try:
-            reply = await self._loop_connections().send(call, deadline)
+            reply = await acarry(self._loop_connections().send, call, deadline)
         except (OSError, ValueError) as error:
             raise self._lost(address, request, error) from error
         return self._read(address, reply, request)

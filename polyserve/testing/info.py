@@ -62,7 +62,9 @@ class InfoContract:
     def test_its_settings_hold_no_credentials(self, info: ProviderInfo) -> None:
         secret = re.compile("secret|password|credential|access_key|connection_string|_token$|^token|api_key")
 
-        assert [name for name in registry.settings_type(info).__struct_fields__ if secret.search(name)] == []
+        names = registry.settings_type(info).__struct_fields__
+        # Where the SDK finds its own credentials is no secret.
+        assert [name for name in names if secret.search(name) and not name.endswith("_file")] == []
 
     def test_its_entrypoint_has_a_source_that_can_travel(self, info: ProviderInfo) -> None:
         spec = find_spec(info.entrypoint)

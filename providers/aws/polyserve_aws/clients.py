@@ -1,0 +1,82 @@
+"""The SDK's session and clients: made when they are first needed, shared by the drivers, without retries of their own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import boto3
+import botocore.session
+from botocore.config import Config
+
+from polyserve_aws.errors import explain_refusal
+from polyserve_aws.settings import AwsSettings
+
+__all__ = ["Clients"]
+
+CONNECTIONS = 32
+"""Connections that one client keeps: as many as the core has calls in flight."""
+
+
+class Clients:
+    """One session and its clients. Safe to use from many threads.
+
+    Args:
+        settings: Which account and region, and where its services answer.
+    """
+
+    def __init__(self, settings: AwsSettings) -> None:
+        self._settings = settings
+        self._session: boto3.Session | None = None
+        self._clients: dict[str, Any] = {}
+        # Neither sessions nor the making of clients are safe for threads: boto3's guide, "Multithreading".
+        self._lock = threading.RLock()
+
+    @property
+    def session(self) -> boto3.Session:
+        """The session, with the SDK's own chain of credentials."""
+        with self._lock:
+            if self._session is None:
+                settings = self._settings
+                # A profile that is named turns the environment's credentials off, which a rehearsal must never use.
+                profile = settings.profile or ("default" if settings.shared_credentials_file else None)
+                core = botocore.session.Session(profile=profile)
+                if settings.shared_credentials_file:
+                    core.set_config_variable("credentials_file", settings.shared_credentials_file)
+                self._session = boto3.Session(botocore_session=core, region_name=settings.region or None)
+            return self._session
+
+    def get(self, service: str) -> Any:
+        """Return the client of a service, such as `"s3"`."""
+        client = self._clients.get(service)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(service)
+                if client is None:
+                    client = self._clients[service] = self._make(service)
+        return client
+
+    def _make(self, service: str) -> Any:
+        endpoint = self._settings.endpoint_url or None
+        config = Config(
+            # The core repeats what may be repeated; twice would be once too often.
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=CONNECTIONS,
+            tcp_keepalive=True,
+            signature_version="s3v4" if service == "s3" else None,
+            # The core compares what was read with the digest that was stored; once is enough.
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if endpoint else "auto"},
+        )
+        client = self.session.client(service, endpoint_url=endpoint, config=config)
+        client.meta.events.register("after-call", explain_refusal)
+        return client
+
+    def close(self) -> None:
+        """Close the connections; clients are made anew where one is needed again."""
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.close()
