@@ -7,12 +7,15 @@ import site
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from polyserve.model.flavors import FLAVORS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = [ROOT / "polyserve", *sorted((ROOT / "providers").glob("*/polyserve_*"))]
@@ -97,8 +100,10 @@ def test_the_metadata_names_the_distribution_and_its_extras(built: Built) -> Non
     assert metadata["Name"] == "polyserve-sdk"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = ["aws", "azure", "demo", "dev", "docs", "emulators", "gcp", "testing"]
-    assert sorted(metadata.get_all("Provides-Extra")) == extras
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(metadata.get_all("Provides-Extra")) == sorted(declared)
+    # One for each flavor whose framework is not another's, and for each provider.
+    assert set(declared) >= {"aws", "azure", "gcp"} | set(FLAVORS) - {"python", "sklearn"}
     assert metadata.get_payload().startswith("# polyserve")
 
 
