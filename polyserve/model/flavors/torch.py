@@ -33,6 +33,7 @@ from polyserve.runtime.values import describe
 NAME = "torch"
 SUFFIXES = (".pt2", ".pt", ".pth", ".ts", ".torchscript", ".safetensors")
 SAFE = False
+SAFER = "package what torch.export.export makes of it, which is loaded without running any"
 
 _SKELETON = "model/module.pickle"
 _WEIGHTS = "model/weights.safetensors"

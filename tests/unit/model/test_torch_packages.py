@@ -16,6 +16,7 @@ from torch import nn
 
 from polyserve.errors import MissingDependencyError, PackageError
 from polyserve.model import ModelPackage, package
+from polyserve.model.flavors import caution
 from polyserve.runtime import environment
 from polyserve.runtime.host import Host
 from polyserve.runtime.messages import ErrorCode, Request, RequestError
@@ -117,6 +118,18 @@ def test_what_runs_no_code_when_it_is_loaded_is_safe(mlp, digits, tmp_path):
     }
 
     assert {form for form, is_safe in safe.items() if not is_safe} == {"a module", "a module that was saved whole"}
+
+
+def test_whoever_deploys_a_module_is_told_of_the_form_that_runs_no_code(mlp, digits):
+    module = package(mlp, name="digits", sample=digits[0][:2])
+    program = package(exported(mlp, torch.zeros(2, 64)), name="digits", sample=digits[0][:2])
+
+    told = caution(module.manifest)
+
+    assert told is not None
+    assert told.startswith("loading the model runs its code: ")
+    assert "package what torch.export.export makes of it" in told
+    assert caution(program.manifest) is None
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
