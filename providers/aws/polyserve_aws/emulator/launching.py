@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,4 +114,6 @@ def _contained(release: Release) -> tuple[Sequence[str], dict[str, str]]:
     # Its working directory is changed to by the shell that most images have; one without starts in its root directory.
     shell = directory != "/" and (root / "bin/sh").exists()
     change = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', directory] if shell else []
-    return ["chroot", str(root), *change, *command], variables
+    program = shutil.which("chroot")
+    assert program is not None
+    return [program, str(root), *change, *command], variables
