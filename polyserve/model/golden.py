@@ -99,6 +99,21 @@ def difference(root: Path, manifest: Manifest, response: Response) -> str | None
     return next(filter(None, map(_compare, expected, got, [manifest.tolerance] * len(got))), None)
 
 
+def largest(root: Path, manifest: Manifest, shares: Mapping[str, float]) -> float:
+    """Return the largest share of a number of the golden answer: its magnitude times what `shares` has for its datatype; 0 for none."""
+    if manifest.sample is None:
+        return 0.0
+    tensors, _ = parse_response(*_read(root, manifest.sample, "answer"))
+    found = [
+        shares[tensor.datatype] * abs(value)
+        for tensor in tensors
+        if tensor.datatype in shares
+        for value in tensor.flat()
+        if math.isfinite(value)
+    ]
+    return max(found, default=0.0)
+
+
 def same(expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: Tolerance) -> str | None:
     """Compare two answers as `difference` does."""
     return next(filter(None, map(_compare, expected, got, [tolerance] * len(got))), None)

@@ -10,6 +10,7 @@ The golden sample stays the original's, so a deployment proves that it answers a
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from polyserve.errors import PackageError
+from polyserve.model import golden
 from polyserve.model.compile.report import Compilation, Served
 from polyserve.model.environment import Environment
 from polyserve.model.rehearsal import RehearsalError, rehearse
@@ -31,7 +33,7 @@ from polyserve.runtime import loaders, modules
 from polyserve.runtime import manifest as manifests
 from polyserve.runtime.host import Host
 from polyserve.runtime.loading import LoadError
-from polyserve.runtime.manifest import Manifest
+from polyserve.runtime.manifest import Manifest, Tolerance
 from polyserve.runtime.protocol import parse_infer
 from polyserve.runtime.signature import match
 from polyserve.runtime.tensors import Tensor
@@ -45,7 +47,7 @@ SAMPLE_ROWS = 32
 """Rows of a sample from which `auto` compiles. Where n rows of n agree, fewer than 3/n of all rows differ, 19 times of 20: of 32, fewer
 than one in ten, before any probe."""
 
-CONVERTERS: Mapping[str, str] = {"sklearn": "sklearn", "xgboost": "boosters", "lightgbm": "boosters"}
+CONVERTERS: Mapping[str, str] = {"sklearn": "sklearn", "xgboost": "boosters", "lightgbm": "boosters", "torch": "torch"}
 """The module here that converts each flavor's models."""
 
 _PATH = "model/model.onnx"
@@ -197,6 +199,7 @@ class _Compiling:
                 safe=True,
                 row_wise=False,
                 files=manifests.file_entries(root),
+                tolerance=self._tolerance(guard.ROW_TOLERANCE),
                 origin={"digest": self.original.digest, "compiled": {"from": before.flavor, **_stated()}},
             )
             manifest = self._rehearsed(root, manifest)
@@ -228,6 +231,14 @@ class _Compiling:
             told = str(error).rpartition(" failed:")[2]
             raise _NotCompiled(f"what it became cannot be run by onnxruntime ({told[:200]})") from error
         return replace(manifest, row_wise=done.row_wise)
+
+    def _tolerance(self, row_tolerance: Mapping[str, float]) -> Tolerance:
+        """Return how far a number of a deployment may be from the original's golden answer: as far as the guard allows, at least."""
+        before = self.original.manifest.tolerance
+        largest = golden.largest(self.original.root, self.original.manifest, row_tolerance)
+        # A power of ten: nothing of it is this machine's.
+        scale = 10.0 ** math.ceil(math.log10(largest)) if largest else 0.0
+        return replace(before, absolute=max(before.absolute, scale))
 
     def _replay(self, made: ModelPackage) -> None:
         """Have the golden sample answered as every deployment will."""

@@ -48,6 +48,7 @@ class Converted:
         dtype: The dtype of numbers that go in; `""` to leave them as they come.
         outputs: The name inside of each of the signature's outputs.
         thresholds: What features of the rows are compared with, where that is known: pairs of an index and a number.
+        columns: Whether inputs of one dimension are columns, each a table of its own inside.
     """
 
     nodes: Sequence[Any]
@@ -57,6 +58,7 @@ class Converted:
     dtype: str
     outputs: Mapping[str, str]
     thresholds: Sequence[tuple[int, float]] = field(default=(), repr=False)
+    columns: bool = True
 
 
 def serialize(converted: Converted, signature: Signature) -> bytes:
@@ -101,7 +103,7 @@ def _inputs(nodes: Nodes, converted: Converted, specs: Sequence[TensorSpec]) -> 
             given = spec.name if as_it_is else nodes.cast(spec.name, converted.dtype)
             nodes.give(given, converted.inputs[spec.name])
     # A column of a table comes as one dimension and is a table of its own here: the loader sees it by the rank.
-    return [_described(spec, column=spec.shape == (-1,)) for spec in specs]
+    return [_described(spec, column=converted.columns and spec.shape == (-1,)) for spec in specs]
 
 
 def _output(nodes: Nodes, name: str, spec: TensorSpec) -> None:

@@ -26,6 +26,9 @@ TOLERANCE: Mapping[str, float] = {"FP64": 1e-6, "FP32": 1e-5, "FP16": 4e-4}
 ABSOLUTE_TOLERANCE: Mapping[str, float] = {"FP64": 5e-8, "FP32": 1e-7, "FP16": 1e-7}
 """How far it may be in any case: what is nearly 0, such as what is left of 1, has few digits that could be compared."""
 
+ROW_TOLERANCE: Mapping[str, float] = {"FP32": 1e-6, "FP16": 4e-4}
+"""How far it may be relative to the largest number of its row: in float32, what two large numbers leave is as inexact as they are."""
+
 _SINGLE_ROWS = 16
 
 
@@ -112,15 +115,16 @@ class _Comparing:
                 else f"what it became refuses {what} ({got.message if isinstance(got, RequestError) else ''})"
             )
             return False
+        is_finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in rows)
         for want, have in zip(expected, got, strict=True):
-            difference = _difference(want, have, self.seen)
+            difference = _difference(want, have, self.seen, is_finite=is_finite)
             if difference:
                 self.seen.reason = f"on {what}, {difference}"
                 return False
         return True
 
 
-def _difference(want: Tensor, have: Tensor, seen: Comparison) -> str:
+def _difference(want: Tensor, have: Tensor, seen: Comparison, *, is_finite: bool) -> str:
     if want.shape[:1] == have.shape[:1] == (0,) and (want.name, want.datatype) == (have.name, have.datatype):
         return ""  # some frameworks answer no rows with another number of columns
     if (want.name, want.datatype, want.shape) != (have.name, have.datatype, have.shape):
@@ -136,8 +140,14 @@ def _difference(want: Tensor, have: Tensor, seen: Comparison) -> str:
     with np.errstate(all="ignore"):
         apart = np.abs(got - expected)
         same = (expected == got) | (np.isnan(expected) & np.isnan(got))
+        if not is_finite:
+            # What infinity less infinity is depends on the order; that it is no number must be the same.
+            same |= ~np.isfinite(expected) & ~np.isfinite(got)
         apart[same] = 0
         allowed = ABSOLUTE_TOLERANCE[want.datatype] + TOLERANCE[want.datatype] * np.abs(expected)
+        if want.datatype in ROW_TOLERANCE and expected.size:
+            largest = np.nanmax(np.abs(expected).reshape(len(expected), -1), axis=1)
+            allowed += ROW_TOLERANCE[want.datatype] * largest.reshape(-1, *[1] * (expected.ndim - 1))
         # NaN is never within.
         wrong = np.argwhere(~(apart <= allowed) & ~same)
     if len(wrong):
