@@ -23,7 +23,7 @@ from polyserve.runtime.manifest import file_digest
 
 __all__ = ["FORMAT", "byte_code", "find_python"]
 
-FORMAT = 1
+FORMAT = 3
 """Version of how byte-code is made."""
 
 Report = Callable[[str], None]
@@ -115,7 +115,7 @@ def _compile(work: Sequence[tuple[str, str, str]], interpreter: str) -> None:
     """Share the work among as many processes as there are processors."""
     count = min(processors(), max(1, len(work) // 20))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [interpreter, "-I", "-S", "-B", bytecode.__file__]
+    command = [interpreter, "-I", "-S", "-B", "-X", "no_debug_ranges", bytecode.__file__]
     pipe, processes = subprocess.PIPE, list[subprocess.Popen[str]]()
     try:
         for share in range(count):
