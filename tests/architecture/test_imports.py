@@ -141,3 +141,13 @@ def test_every_entry_point_has_a_room() -> None:
 def test_the_providers_directory_itself_cannot_be_imported() -> None:
     assert not list((ROOT / "providers").glob("*.py"))
     assert not list((ROOT / "providers").glob("*/*.py"))
+
+
+def test_onnxruntime_is_imported_by_what_turns_its_telemetry_off() -> None:
+    sources = {path: path.read_text() for path in (ROOT / "polyserve").rglob("*.py")}
+    importing = [
+        path for path, source in sources.items() if "import onnxruntime" in source or "from onnxruntime" in source
+    ]
+
+    assert importing
+    assert [path for path in importing if "import_onnxruntime()" not in sources[path]] == []

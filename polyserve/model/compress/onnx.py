@@ -17,6 +17,7 @@ from polyserve.errors import MissingDependencyError, PackageError
 from polyserve.model.compress.method import Method
 from polyserve.model.deriving import MODEL, Change, rows_of
 from polyserve.model.storage import ModelPackage
+from polyserve.runtime.loaders.onnx import import_onnxruntime
 from polyserve.runtime.tensors import Tensor
 
 CALIBRATION_ROWS = 256
@@ -153,6 +154,7 @@ def _quantized(original: ModelPackage, root: Path, quantize: Callable[[Path, Pat
     with tempfile.TemporaryDirectory(prefix="polyserve-") as scratch, _quiet():
         source, prepared, target = (Path(scratch, f"{name}.onnx") for name in ("source", "prepared", "target"))
         source.write_bytes(model.SerializeToString(deterministic=True))
+        import_onnxruntime()
         try:
             from onnxruntime.quantization.shape_inference import quant_pre_process
 
