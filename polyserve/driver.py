@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import BinaryIO, Literal, Protocol, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 from polyserve.runtime.messages import ErrorCode, Request, Response
 
@@ -462,6 +462,10 @@ class FunctionPlatform(Protocol):
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return what the caller must be allowed to do to deploy this, as the provider's own action names. Pure."""
+        ...
+
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return the same as the provider's own policy document, ready to be given to the caller; empty where it has none. Pure."""
         ...
 
 

@@ -248,6 +248,10 @@ class FrontedPlatform:
         """Return what the caller must be allowed to do to deploy this."""
         return self._apps.permissions(spec)
 
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return nothing: platforms of apps give roles, not documents."""
+        return {}
+
     def _function(self, name: str) -> _Function:
         function = _Function.of(self._apps.list(labels={LABEL: name}))
         if not function.apps:

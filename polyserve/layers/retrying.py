@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import BinaryIO, Literal, TypeVar, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 from polyserve.driver import (
     Address,
@@ -197,6 +197,10 @@ class _RetryingPlatform:
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return what the caller must be allowed to do."""
         return self._platform.permissions(spec)
+
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return the same as the provider's own document."""
+        return self._platform.policy(spec)
 
 
 class _RetryingInvoker:

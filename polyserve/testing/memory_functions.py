@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
@@ -224,6 +224,10 @@ class MemoryPlatform:
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return nothing: this process may do what it likes with itself."""
         return ()
+
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return nothing, for the same reason."""
+        return {}
 
     def close(self) -> None:
         """Forget all functions."""

@@ -89,6 +89,10 @@ class LocalPlatform:
         """Return what the caller must be allowed to do: on one's own machine, to write the home directory."""
         return (f"write {self._places.home}",)
 
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return nothing: who may write a directory is no document."""
+        return {}
+
     def _about(self, name: str, verb: str, **details: Any) -> Any:
         answer = self._gateway.call(verb, {"name": name, **details})
         if answer is None:
