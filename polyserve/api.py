@@ -5,10 +5,12 @@ Finds the provider that the settings name and puts the retrying layer around it.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyserve import emulation, registry
@@ -16,7 +18,7 @@ from polyserve.bucket import Bucket
 from polyserve.comparison import Comparison, compare
 from polyserve.deployment import Deployment, DeploymentStatus
 from polyserve.driver import Scaling
-from polyserve.errors import InvalidArgumentError, NotFoundError
+from polyserve.errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
 from polyserve.model import ModelPackage, package
@@ -74,6 +76,37 @@ def plan(
         return _plan(desired, observe(target, desired), permissions=permissions)
     finally:
         target.provider.close()
+
+
+def policy(
+    model: object, *, name: str | None = None, provider: str | None = None, profile: str | None = None, **asked: Any
+) -> Mapping[str, Any]:
+    """Return what `deploy` with the same arguments must be allowed to do, as the provider's own policy document. Calls nobody.
+
+    Args:
+        model: As `deploy`.
+        name: As `deploy`.
+        provider: As `deploy`.
+        profile: As `deploy`.
+        **asked: Everything else that `deploy` takes.
+
+    Raises:
+        PackageError: The model cannot become a package.
+        SettingsError: A setting does not validate.
+        UnsupportedError: The provider has no such documents.
+    """
+    settings = _settings(provider, profile, asked, False)
+    target = _target(settings)
+    try:
+        desired, _, _ = _desired(model, name, settings, target, asked, on_event=None)
+        document = target.provider.functions.policy(desired.spec(1))
+    finally:
+        target.provider.close()
+    if not document:
+        info = target.provider.info
+        message = f"{info.title} has no policy documents: `polyserve plan` lists the permissions that it takes"
+        raise UnsupportedError(message, provider=info.name, operation="policy", resource=desired.name)
+    return document
 
 
 def deploy(
@@ -150,6 +183,59 @@ def deploy(
     except BaseException:
         target.provider.close()
         raise
+
+
+def bundle(
+    model: object,
+    path: Path | str,
+    *,
+    name: str | None = None,
+    provider: str | None = None,
+    profile: str | None = None,
+    emulate: bool | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    **asked: Any,
+) -> Bundle:
+    """Build what `deploy` with the same arguments would upload, and save it. The provider is not asked anything.
+
+    Args:
+        model: As `deploy`.
+        path: Where the archive goes; replaced if it is there.
+        name: As `deploy`.
+        provider: As `deploy`.
+        profile: As `deploy`.
+        emulate: As `deploy`.
+        on_event: Called while the bundle is built, where that takes long.
+        **asked: `sample`, `compile`, `slim` and `architecture`, as `deploy` takes them.
+
+    Returns:
+        What the archive is made of.
+
+    Raises:
+        PackageError: The model cannot become a package, or its dependencies cannot be brought together for the provider.
+        UnavailableError: The package index cannot be reached.
+        InvalidArgumentError: The archive cannot be written there.
+    """
+    settings = _settings(provider, profile, asked, emulate)
+    target = _target(settings)
+    try:
+        packaged = _packaged(model, name, asked)
+        built = desire(
+            packaged,
+            target,
+            name=name or packaged.name,
+            model_in_bucket_mb=settings.model_in_bucket_mb,
+            architecture=settings.architecture,
+            slim=settings.slim,
+            listener=on_event,
+        )[1]
+        shutil.copyfile(built.path, path)
+    except OSError as error:
+        message = f"{str(path)!r} cannot be written ({error.strerror}): give another place for the archive"
+        raise InvalidArgumentError(message, operation="bundle", resource=str(path)) from error
+    finally:
+        target.provider.close()
+    return built
 
 
 def connect(
@@ -260,12 +346,7 @@ def _desired(
     *,
     on_event: Callable[[Event], None] | None,
 ) -> tuple[Desired, ModelPackage, Bundle]:
-    packaged = package(
-        model,
-        name=None if isinstance(model, ModelPackage) else name,
-        sample=asked.get("sample"),
-        compile=asked.get("compile", "auto"),
-    )
+    packaged = _packaged(model, name, asked)
     deployment = name or packaged.name
     desired, bundle = desire(
         packaged,
@@ -283,6 +364,15 @@ def _desired(
         listener=on_event,
     )
     return desired, packaged, bundle
+
+
+def _packaged(model: object, name: str | None, asked: Mapping[str, Any]) -> ModelPackage:
+    return package(
+        model,
+        name=None if isinstance(model, ModelPackage) else name,
+        sample=asked.get("sample"),
+        compile=asked.get("compile", "auto"),
+    )
 
 
 def _scaling(settings: Settings, target: Target, name: str) -> Scaling:

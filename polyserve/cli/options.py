@@ -81,14 +81,6 @@ def shape(command: F) -> F:
             click.option("--name", metavar="NAME", help="The deployment; default: the package's own name."),
             click.option("--memory", "memory_mb", type=int, metavar="MB", help="Memory of one instance, in MiB."),
             click.option("--timeout", type=float, metavar="SECONDS", help="Longest time one request may take."),
-            click.option(
-                "--arch", "architecture", type=click.Choice(["x86_64", "arm64"]), help="Processor of the functions."
-            ),
-            click.option(
-                "--slim",
-                type=click.Choice(["standard", "off", "traced"]),
-                help="What of the dependencies is left out: what no function can use, nothing, or what the sample never touches, too.",
-            ),
             click.option("--min", "min_instances", type=int, metavar="N", help="Instances kept warm."),
             click.option("--max", "max_instances", type=int, metavar="N", help="Most instances."),
             click.option(
@@ -103,11 +95,25 @@ def shape(command: F) -> F:
                 "--canary", type=int, metavar="PERCENT", help="Give the new revision this share of the traffic only."
             ),
             sample,
+            contents,
             compiled,
         )
     ):
         command = add(command)
     return command
+
+
+def contents(command: F) -> F:
+    """Add what decides what is in a bundle: --arch and --slim."""
+    slim = click.option(
+        "--slim",
+        type=click.Choice(["standard", "off", "traced"]),
+        help="Leave out what no function can use, nothing, or what the sample never touches, too.",
+    )
+    machine = click.option(
+        "--arch", "architecture", type=click.Choice(["x86_64", "arm64"]), help="Processor of the functions."
+    )
+    return machine(slim(command))
 
 
 def sample(command: F) -> F:

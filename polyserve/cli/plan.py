@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from polyserve.cli.exit_codes import REFUSED
 from polyserve.cli.package import build
 
 if TYPE_CHECKING:
-    from polyserve.footprint import Footprint
     from polyserve.planner import Plan
 
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 @options.shape
 @options.where
 @options.json_output
+@click.option(
+    "--policy",
+    "only_policy",
+    is_flag=True,
+    help="Print only what has to be allowed, as the provider's own policy document in JSON. Calls nobody.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -32,6 +38,7 @@ def command(
     name: str | None,
     where: options.Where,
     as_json: bool,
+    only_policy: bool,
     **given: Any,
 ) -> None:
     """Show what `polyserve deploy` with the same options would do. Nothing is changed.
@@ -46,6 +53,12 @@ def command(
     # A mistyped provider or profile is told before the work of packaging, not after it.
     resolve(**where)
     package = build(out, model, name=name, sample=given["sample"], compiling=given["compiling"])
+    if only_policy:
+        told = api.policy(
+            package, name=name, provider=where["provider"], profile=where["profile"], **options.shaped(given)
+        )
+        click.echo(json.dumps(told, indent=2))
+        return
     with out.progress() as begin:
         planned = api.plan(package, name=name, **where, on_event=listener(begin, []), **options.shaped(given))
     out.json(planned.to_dict()) if as_json else _show(out, planned)
@@ -55,7 +68,7 @@ def command(
 
 def _show(out: Console, planned: Plan) -> None:
     out.line(Cell(planned.name, "bold"), f" on {planned.provider}, revision {planned.revision}")
-    price = planned.price_per_million
+    price, made = planned.price_per_million, planned.footprint
     remote = ", ".join(f"{path} ({size(count)})" for path, count in planned.in_bucket.items())
     in_bucket = [("in bucket", f"{remote}, read when an instance starts")] if remote else []
     allowed = [("permissions", ", ".join(planned.permissions))] if planned.permissions else []
@@ -63,7 +76,7 @@ def _show(out: Console, planned: Plan) -> None:
         [
             ("package", planned.package_digest[:12]),
             ("bundle", f"{size(planned.bundle_bytes)}, unpacked {size(planned.unpacked_bytes)}"),
-            *made_of(planned.footprint),
+            *made_of(made.parts, made.distributions, made.dropped),
             *in_bucket,
             ("traffic", f"{shares(planned.weights)} afterwards"),
             ("price", "free" if price is None else f"{price:.2f} USD for a million calls of 0.1 s"),
@@ -97,12 +110,14 @@ def _show(out: Console, planned: Plan) -> None:
         out.warn(warning)
 
 
-def made_of(footprint: Footprint) -> list[tuple[str, str]]:
+def made_of(
+    parts: Mapping[str, int], distributions: Mapping[str, int], dropped: Mapping[str, int]
+) -> list[tuple[str, str]]:
     """Return what a bundle is made of as fields, the largest first; nothing where its dependencies do not travel in it."""
-    if not footprint.distributions:
+    if not distributions:
         return []
-    fields = [("made of", _sizes(footprint.parts)), ("largest", _sizes(footprint.distributions, most=5))]
-    return [*fields, ("left out", _sizes(footprint.dropped))] if footprint.dropped else fields
+    fields = [("made of", _sizes(parts)), ("largest", _sizes(distributions, most=5))]
+    return [*fields, ("left out", _sizes(dropped))] if dropped else fields
 
 
 def _sizes(counts: Mapping[str, int], *, most: int | None = None) -> str:

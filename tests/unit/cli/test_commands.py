@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,6 +131,26 @@ def test_a_plan_without_steps_says_that_there_is_nothing_to_do(run, package, mon
     monkeypatch.setattr(api, "plan", lambda model, **given: plan_of(steps=()))
 
     assert "nothing to do: everything is as asked" in run("plan", "m.joblib").stdout
+
+
+def test_bundle_saves_the_archive_and_says_what_it_is_made_of(run, package, monkeypatch):
+    asked = []
+    built = SimpleNamespace(
+        sha256="ab" * 32, size=50_000_000, unpacked_size=190_000_000, package_digest=DIGEST, notes=("no byte-code",),
+        parts={"package": 1_000_000, "dependencies": 189_000_000}, distributions={"scipy": 90_000_000},
+        dropped={"tests": 29_000_000},
+    )  # fmt: skip
+    monkeypatch.setattr(api, "bundle", lambda model, path, *, on_event, **given: asked.append((path, given)) or built)
+    plain = run("bundle", "m.joblib", "--provider", "local", "--slim", "off", "--arch", "arm64")
+    shown = json.loads(run("bundle", "m.joblib", "-o", "out.zip", "--json").stdout)
+
+    assert asked[0] == (
+        Path("iris-local.zip"),
+        {"name": None, "provider": "local", "profile": None, "emulate": None, "slim": "off", "architecture": "arm64"},
+    )
+    assert "dependencies 189.0 MB" in plain.stdout
+    assert "no byte-code" in plain.stderr
+    assert (shown["path"], shown["sha256"], shown["dropped"]) == ("out.zip", "ab" * 32, {"tests": 29_000_000})
 
 
 def deploying(monkeypatch, deployment, *, changes=True):
