@@ -140,7 +140,7 @@ class Fleet:
         self, release: Release, request_id: str, patience_s: float
     ) -> tuple[Environment, list[tuple[int, str]], Ended | None]:
         """Start an environment for an invocation; returns it, what was logged, and how it failed if it did."""
-        environment = await self._make(release, "on-demand")
+        environment = await self._make(release, _initialization(release))
         self._all.add(environment)
         why = await environment.start(INIT_PATIENCE_S)
         lines = environment.take_lines()
@@ -153,7 +153,7 @@ class Fleet:
                 )
             )
             self._drop(environment)
-            environment = await self._make(release, "on-demand")
+            environment = await self._make(release, _initialization(release))
             self._all.add(environment)
             why = await environment.start(patience_s)
             lines += environment.take_lines()
@@ -297,3 +297,8 @@ class Fleet:
         await asyncio.gather(*self._tasks, *self._stopping, return_exceptions=True)
         await asyncio.gather(*(environment.stop() for environment in list(self._all)))
         self._all.clear()
+
+
+def _initialization(release: Release) -> str:
+    """Return how an environment says that it was started: by a snapshot only for published versions that want it."""
+    return "snap-start" if release.settings.snap_start != "None" and release.version != "$LATEST" else "on-demand"
