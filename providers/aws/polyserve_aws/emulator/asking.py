@@ -62,9 +62,9 @@ class Ask:
             )
             raise ServiceError(412, "PreconditionFailedException", message)
 
-    def permit(self, action: str, resource: str) -> None:
+    def permit(self, action: str, resource: str, context: Mapping[str, str] | None = None) -> None:
         """Make sure that the caller may do something besides the operation itself."""
-        self.access.permit(self.principal, Need(action, (resource,)), service="lambda")
+        self.access.permit(self.principal, Need(action, (resource,)), service="lambda", context=context)
 
 
 def check_settled(function: Function, version: Version) -> None:

@@ -17,7 +17,7 @@ from polyserve_aws.emulator.errors import ServiceError, conflict, invalid, missi
 from polyserve_aws.emulator.exchange import Answer, json_answer
 from polyserve_aws.emulator.fleet import Fleet
 from polyserve_aws.emulator.functions import LATEST, Function, Functions, Version
-from polyserve_aws.emulator.identities import Identities
+from polyserve_aws.emulator.identities import ACCOUNT, Identities
 from polyserve_aws.emulator.releases import Code, Release, Settings
 from polyserve_aws.emulator.services import read_object
 from polyserve_aws.emulator.strictness import check_name, check_settings, read_settings
@@ -77,12 +77,12 @@ class Control:
         name = self._functions.read(str(body.get("FunctionName", "")), ask.region).name
         check_name(name)
         settings = read_settings(body)
-        ask.permit("iam:PassRole", settings.role)
+        ask.permit("iam:PassRole", settings.role, {"iam:passedtoservice": "lambda.amazonaws.com"})
         if self._functions.has(ask.region, name):
             raise conflict(f"Function already exist: {name}")
         self._identities.check_role(settings.role)
         if body.get("Tags"):
-            ask.permit("lambda:TagResource", f"arn:aws:lambda:{ask.region}:*:function:{name}")
+            ask.permit("lambda:TagResource", f"arn:aws:lambda:{ask.region}:{ACCOUNT}:function:{name}")
         code = await self._take_code(ask, dict(body.get("Code") or {}), settings, "CreateFunction")
         if self._functions.has(ask.region, name):
             raise conflict(f"Function already exist: {name}")
@@ -153,7 +153,7 @@ class Control:
         ask.check_revision(latest.revision_id)
         settings = read_settings(ask.body, latest.release.settings)
         if "Role" in ask.body:
-            ask.permit("iam:PassRole", settings.role)
+            ask.permit("iam:PassRole", settings.role, {"iam:passedtoservice": "lambda.amazonaws.com"})
             self._identities.check_role(settings.role)
         self._change(latest, replace(latest.release, settings=settings))
         return json_answer(200, configuration(function, latest))

@@ -203,7 +203,8 @@ class Fleet:
         if ended.fate in status:
             report += f"Status: {status[ended.fate]}"
         lines.append((now, report + "\n"))
-        self._log(release, environment.stream, lines)
+        # The answer does not wait for its log; whoever asks for the log afterwards comes after it.
+        asyncio.get_running_loop().call_soon(self._log, release, environment.stream, lines)
         return Outcome(
             payload=ended.payload, error=ended.error, log="".join(text for _, text in lines), version=release.version,
             request_id=request_id,

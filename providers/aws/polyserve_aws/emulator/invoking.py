@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -94,11 +95,11 @@ class Invoking:
             version.serving, payload, function.arn(qualifier), reserved=function.reserved, client_context=client_context
         )
 
-    async def run_by_name(self, name: str, payload: bytes, region: str = "us-east-1") -> bytes:
-        """Run the function that a name or an ARN leads to, for a service that has no signature."""
-        reference = self._functions.read(name, region)
-        function = self._functions.find(reference)
-        return (await self.run(function, reference.qualifier, payload)).payload
+    def send(self, name: str, payload: bytes) -> None:
+        """Take an event for the function that a name or an ARN leads to; an event for nobody is lost, as on AWS."""
+        with contextlib.suppress(ServiceError):
+            reference = self._functions.read(name, "us-east-1")
+            self._fleet.spawn(self._later(self._functions.find(reference), reference, payload))
 
     async def invoke_stream(self, ask: Ask) -> Answer:
         """Invoke a function and return its answer as an event stream.

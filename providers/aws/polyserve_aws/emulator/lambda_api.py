@@ -81,7 +81,8 @@ class LambdaApi:
         rules: list[Mapping[str, Any]] = []
         if self._functions.has(reference.region, reference.name):
             rules = self._functions.find(reference).rules.get(reference.qualifier, [])
-        self._access.permit(ask.principal, Need(action, (resource,)), service="lambda", resource_rules=rules)
+        need = Need(action, (resource,))
+        self._access.permit(ask.principal, need, service="lambda", context=_context(ask), resource_rules=rules)
 
     def match(self, call: Call) -> tuple[str, dict[str, str]]:
         """Return the operation that a request is for, and what its path holds.
@@ -96,3 +97,17 @@ class LambdaApi:
             if found:
                 return name, {label: unquote(value) for label, value in found.groupdict().items()}
         raise ServiceError(404, "UnknownOperationException", f"Lambda has no {call.method} {call.raw_path}")
+
+
+def _context(ask: Ask) -> dict[str, str]:
+    """Return the condition keys of a call that policies of deployers look at (Service Authorization Reference)."""
+    keys = {"AuthType": "lambda:functionurlauthtype", "FunctionUrlAuthType": "lambda:functionurlauthtype"}
+    keys |= {"Principal": "lambda:principal"}
+    found = (
+        {key: str(ask.body[name]) for name, key in keys.items() if name in ask.body}
+        if ask.operation != "Invoke"
+        else {}
+    )
+    if ask.operation in {"CreateFunction", "TagResource"}:
+        found |= {f"aws:requesttag/{name}".lower(): str(value) for name, value in (ask.body.get("Tags") or {}).items()}
+    return found

@@ -144,7 +144,7 @@ class Emulator:
             **urls.operations(),
         }
         self._lambda = LambdaApi(functions, self._access, operations)
-        self._undo = services.send_events_to(self._run_for_service)
+        self._undo = services.send_events_to(self._send_for_service)
 
     async def _shut(self) -> None:
         self._undo()
@@ -200,9 +200,10 @@ class Emulator:
         self._access.permit(principal, Need("s3:ListBucket", (f"arn:aws:s3:::{bucket}",)), service="s3")
         return answer
 
-    def _run_for_service(self, name: str, event: bytes) -> bytes:
+    def _send_for_service(self, name: str, event: bytes) -> None:
+        """Take an event of one of moto's services, on one of its threads; nobody waits for the function."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(self._invoking.run_by_name(name, event), self._loop).result()
+        self._loop.call_soon_threadsafe(self._invoking.send, name, event)
 
 
 def _write_credentials(path: Path, key: str, secret: str) -> None:

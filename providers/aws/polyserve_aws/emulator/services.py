@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -41,16 +42,26 @@ class Services:
     def __init__(self) -> None:
         # It logs each request as if it were a web server that somebody watches.
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._lock = threading.Lock()
         self._application = DomainDispatcherApplication(create_backend_app)
 
     def answer(self, call: Call) -> Answer:
         """Answer one request."""
         _check_digests(call)
-        if call.method == "GET" and _is_plain_read(call):
-            head = self._ask(replace(call, method="HEAD"))
+        if call.method in {"GET", "HEAD"} and _is_plain_read(call):
+            head = self._alone(replace(call, method="HEAD"))
             if head.status in {200, 206}:
                 return _read_object(call, head)
-        return self._ask(call)
+            if call.method == "HEAD":
+                return head
+        if call.method == "PUT" and "partNumber" in call.query:
+            return self._ask(call)  # the parts of an upload have nothing to do with each other
+        return self._alone(call)
+
+    def _alone(self, call: Call) -> Answer:
+        # moto looks and writes without a lock between: of two conditional writes at once, both would win.
+        with self._lock:
+            return self._ask(call)
 
     def _ask(self, call: Call) -> Answer:
         started: list[tuple[str, list[tuple[str, str]]]] = []
@@ -120,6 +131,8 @@ def _read_object(call: Call, head: Answer) -> Answer:
         # The checksum of the parts' checksums: moto's GET says so, its HEAD does not.
         fields[f"x-amz-checksum-{key.checksum_algorithm.lower()}"] = f"{key.checksum_value}-{key.checksum_parts}"
         fields["x-amz-checksum-type"] = "COMPOSITE"
+    if call.method == "HEAD":
+        return Answer(head.status, fields)
     with key.lock:
         key._value_buffer.seek(first)
         return Answer(head.status, fields, bytes(key._value_buffer.read(length)))
@@ -237,17 +250,18 @@ def put_image(region: str, repository: str, manifest: str, *, tag: str | None, d
 
 
 class _Function:
-    """What moto's services get for a function: something that can be invoked."""
+    """What moto's services get for a function: something that takes events."""
 
-    def __init__(self, name: str, invoke: Callable[[str, bytes], bytes]) -> None:
-        self._name, self._invoke = name, invoke
+    def __init__(self, name: str, send: Callable[[str, bytes], None]) -> None:
+        self._name, self._send = name, send
 
     def invoke(self, body: str, _request_headers: object, _response_headers: object) -> bytes:
-        """Invoke the real function."""
-        return self._invoke(self._name, body.encode())
+        """Take an event for the real function."""
+        self._send(self._name, body.encode())
+        return b""
 
 
-def send_events_to(invoke: Callable[[str, bytes], bytes]) -> Callable[[], None]:
+def send_events_to(send: Callable[[str, bytes], None]) -> Callable[[], None]:
     """Let moto's services (S3 notifications, log subscriptions) reach real functions; returns what undoes it.
 
     The seam is private to moto: `LambdaBackend.get_function(name)` and the `invoke(body, headers, headers)` of what it
@@ -257,7 +271,7 @@ def send_events_to(invoke: Callable[[str, bytes], bytes]) -> Callable[[], None]:
 
     def get_function(_: LambdaBackend, function_name_or_arn: str, qualifier: str | None = None) -> _Function:
         name = function_name_or_arn + (f":{qualifier}" if qualifier else "")
-        return _Function(name, invoke)
+        return _Function(name, send)
 
     setattr(LambdaBackend, "get_function", get_function)  # noqa: B010 - a method of somebody else's class, on purpose
     return lambda: setattr(LambdaBackend, "get_function", before)

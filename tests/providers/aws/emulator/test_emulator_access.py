@@ -203,3 +203,21 @@ def test_a_request_without_a_signature_is_refused(account):
 
     assert caught.value.code == 403
     caught.value.close()
+
+
+def test_a_role_may_be_passed_under_the_condition_that_it_goes_to_lambda(account, upload):
+    condition = {"StringEquals": {"iam:PassedToService": "lambda.amazonaws.com"}}
+    statements = [
+        {"Effect": "Allow", "Action": "lambda:*", "Resource": "*"},
+        {"Effect": "Allow", "Action": "iam:PassRole", "Resource": "*", "Condition": condition},
+    ]
+    maker = account.user(json.dumps({"Version": "2012-10-17", "Statement": statements}))
+
+    made = maker.client("lambda").create_function(
+        FunctionName="conditional",
+        Role=account.role(),
+        Runtime="python3.11",
+        Handler="app.handler",
+        Code={"ZipFile": upload()},
+    )
+    assert made["State"] == "Pending"

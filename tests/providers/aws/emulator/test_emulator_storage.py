@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from boto3.s3.transfer import TransferConfig
@@ -74,3 +75,31 @@ def test_any_key_is_a_key(account, bucket, key):
     listed = [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket)["Contents"]]
 
     assert (found["Body"].read(), found["Metadata"], listed) == (key.encode(), {"my_note": "kept"}, [key])
+
+
+def test_of_many_conditional_writes_at_once_one_wins(account, bucket):
+    s3 = account.client("s3")
+
+    def write(number):
+        try:
+            s3.put_object(Bucket=bucket, Key="lock", Body=str(number).encode(), IfNoneMatch="*")
+        except ClientError as error:
+            return error.response["Error"]["Code"]
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(write, range(32)))
+    winners = [one for one in found if isinstance(one, int)]
+
+    assert len(winners) == 1
+    assert s3.get_object(Bucket=bucket, Key="lock")["Body"].read() == str(winners[0]).encode()
+
+
+def test_what_is_known_of_a_large_object_is_true_of_it(account, bucket):
+    s3 = account.client("s3")
+    settings = TransferConfig(multipart_threshold=5 * 2**20, multipart_chunksize=5 * 2**20)
+    s3.upload_fileobj(io.BytesIO(bytes(6 * 2**20)), bucket, "large", Config=settings)
+    known = s3.head_object(Bucket=bucket, Key="large", ChecksumMode="ENABLED")
+
+    assert (known["ContentLength"], known["ChecksumType"]) == (6 * 2**20, "COMPOSITE")
+    assert known["ChecksumCRC32"].endswith("-2")
