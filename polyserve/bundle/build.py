@@ -103,7 +103,7 @@ def build(
     Args:
         package: The model package; verified before its files are read.
         info: The provider.
-        python: Python minor version that the function runs under; must be the package's.
+        python: Python minor version that the function runs under; must be the package's own, unless the model is bound to none.
         architecture: Processor architecture that the function runs on.
         remote: Files of the package that are left out: whoever deploys the bundle puts them in the bucket, and the function gets them
             from there when it starts.
@@ -117,7 +117,7 @@ def build(
         UnavailableError: The package index cannot be reached.
     """
     where: dict[str, Any] = {"provider": info.name, "operation": "build", "resource": package.name}
-    if python != package.manifest.python:
+    if python != package.manifest.python and package.manifest.tied_to_python:
         message = (
             f"package {package.name!r} was made under Python {package.manifest.python} and cannot run under {python}: "
             f"package the model again under {python}, or deploy it under {package.manifest.python}"
@@ -177,6 +177,8 @@ def _add_dependencies(
     tree = wheels.fetch(lock, more, target, slim=slim != "off", report=report)
     for line in tree.left_out:
         made.notes.append(f"left out {line}: it is for graphics cards, and functions have none")
+    for line, stand_in in tree.replaced.items():
+        made.notes.append(f"took {stand_in} for {line}: the same without what is for graphics cards")
     files: Contents = tree.files
     if slim != "off":
         slimmed = slimming.standard(files)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from polyserve.bundle import elf
 from polyserve.bundle.contents import Content, Contents
 
-__all__ = ["FORMAT", "SLIM", "Slimmed", "for_graphics_cards", "standard"]
+__all__ = ["FORMAT", "SLIM", "Slimmed", "for_graphics_cards", "on_processors", "standard"]
 
 FORMAT = 1
 """Version of the rules below; part of a bundle's key."""
@@ -62,6 +63,17 @@ def for_graphics_cards(names: Iterable[str]) -> frozenset[str]:
     """Return which of these distributions are libraries for graphics cards that nothing else here is linked against."""
     known = {canonicalize_name(name) for name in names}
     return frozenset() if known & _LINKED else frozenset(name for name in known if _CUDA.fullmatch(name))
+
+
+def on_processors(line: str) -> str:
+    """Return what stands for a locked distribution where there is no graphics card: its own build without, where it has one.
+
+    The same code and version under another name: pypi.org/project/xgboost-cpu has one for each xgboost from 2.1.1 on.
+    """
+    name, _, version = line.partition("==")
+    if canonicalize_name(name) == "xgboost" and Version(version) >= Version("2.1.1"):
+        return f"xgboost-cpu=={version}"
+    return line
 
 
 def standard(files: Contents) -> Slimmed:

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 
 from polyserve.bundle import installers
 from polyserve.bundle.contents import Content, Contents, of_text
-from polyserve.bundle.slimming import for_graphics_cards
+from polyserve.bundle.slimming import for_graphics_cards, on_processors
 from polyserve.bundle.target import Target
 from polyserve.bundle.zipping import processors
 from polyserve.errors import PackageError
@@ -44,7 +44,7 @@ _TREE = "tree"
 # What an installer writes about itself and its machine.
 _NOTES = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"})
 _LEFT_OUT = (
-    "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: Left out of this bundle: for graphics cards.\n"
+    "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: Not in this bundle: for graphics cards.\n"
 )
 
 
@@ -57,12 +57,14 @@ class Tree:
         root: Directory in the cache.
         files: Its files, by path below the directory that is to be on the function's path.
         left_out: Distributions of the lock that no function can use, `name==version`; nothing of them was fetched but their names.
+        replaced: What stands for a distribution of the lock, by `name==version`: its build without graphics cards.
     """
 
     key: str
     root: Path
     files: Contents
     left_out: tuple[str, ...] = ()
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
 
 def fetch(
@@ -88,14 +90,17 @@ def fetch(
     if more:
         exact = _resolved(exact, more, target, report)
     unused = for_graphics_cards(line.partition("==")[0] for line in exact) if slim else frozenset()
-    wanted = [line for line in exact if canonicalize_name(line.partition("==")[0]) not in unused]
-    left_out = tuple(line for line in exact if line not in wanted)
+    used = [line for line in exact if canonicalize_name(line.partition("==")[0]) not in unused]
+    left_out = tuple(line for line in exact if line not in used)
+    replaced = {line: on_processors(line) for line in used if slim and on_processors(line) != line}
+    wanted = sorted({replaced.get(line, line) for line in used})
     key = _key("\n".join(wanted), target.key, installers.sources())
     root = cache_directory() / "wheels" / key
     files = _read(root)
     if files is None:
         files = _make(root, wanted, target, report)
-    return Tree(key=key, root=root, files={**files, **dict(map(_named_only, left_out))}, left_out=left_out)
+    named = dict(map(_named_only, (*left_out, *replaced)))
+    return Tree(key=key, root=root, files={**named, **files}, left_out=left_out, replaced=replaced)
 
 
 def _for_target(lock: Iterable[str], target: Target) -> Iterator[str]:
@@ -205,7 +210,7 @@ def _read(root: Path) -> Contents | None:
 
 
 def _named_only(line: str) -> tuple[str, Content]:
-    """Return the metadata that stands for a distribution that was left out: what checks versions finds the one that is locked."""
+    """Return the metadata of a distribution that is not there: what checks versions finds the one that is locked."""
     name, _, version = line.partition("==")
     folder = f"{name.replace('-', '_')}-{version}.dist-info"
     return f"{folder}/METADATA", of_text(_LEFT_OUT.format(name=name, version=version))

@@ -169,6 +169,22 @@ def test_libraries_for_graphics_cards_are_named_and_not_fetched(make_wheel, monk
     assert list(mismatches(python, ["nvidia-nccl-cu12==2.28.3", "plain==1.0"])) == []
 
 
+def test_a_build_without_graphics_cards_stands_for_the_one_that_is_locked(make_wheel):
+    make_wheel("xgboost", "3.2.0", {"xgboost/__init__.py": "CARDS = True"})
+    make_wheel("xgboost-cpu", "3.2.0", {"xgboost/__init__.py": "CARDS = False"})
+    lock = ["nvidia-nccl-cu12==2.28.3", "xgboost==3.2.0"]
+
+    tree = wheels.fetch(lock, [], target())
+    make_wheel("nvidia-nccl-cu12", "2.28.3", {"nvidia/nccl.py": ""})
+    whole = wheels.fetch(lock, [], target(), slim=False)
+
+    assert text(tree, "xgboost/__init__.py") == "CARDS = False"
+    assert tree.replaced == {"xgboost==3.2.0": "xgboost-cpu==3.2.0"}
+    assert "xgboost-3.2.0.dist-info/METADATA" in tree.files
+    assert text(whole, "xgboost/__init__.py") == "CARDS = True"
+    assert "nvidia/nccl.py" in whole.files
+
+
 def test_an_index_that_cannot_be_reached_may_be_tried_again(make_wheel, monkeypatch):
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
