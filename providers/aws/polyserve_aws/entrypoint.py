@@ -38,7 +38,9 @@ EVENT_BYTES = 6 * 1024 * 1024 - 16_384
 MARGIN_S = 0.3
 """How long before Lambda would end the environment an answer is given."""
 GRACE_S = 1.0
-"""How long a model that took too long may still take when the next event is there, before the environment is given up."""
+"""How long the next event waits for a model that took too long, before its caller is asked to try again."""
+PATIENCE = 3
+"""Events that found the model still busy, after which the environment is given up."""
 STUCK = 70
 """Exit code of an environment that was given up: polyserve's client knows it and asks another one."""
 ANSWER_TYPE = "application/x-polyserve-answer"
@@ -148,6 +150,7 @@ class Service:
         self._todo: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._busy = False
+        self._waited = 0
         self._failure = ""
         threading.Thread(target=self._work, name="polyserve-model", daemon=True).start()
 
@@ -178,8 +181,10 @@ class Service:
 
     def answer(self, request: Request, seconds: float) -> Response:
         """Answer a request, within a time."""
-        if self._busy:
-            self._wait_or_give_up()
+        if self._busy and not self._free_again():
+            return _refusal(
+                request, ErrorCode.UNAVAILABLE, "an earlier request still keeps the model busy; try again", 503
+            )
         if not self.load():
             return _refusal(request, ErrorCode.INTERNAL, self._failure, 500)
         seconds = max(min(seconds, self._timeout_s), 0.001)
@@ -193,15 +198,18 @@ class Service:
         self._busy = False
         return response
 
-    def _wait_or_give_up(self) -> None:
-        """See that a model that took too long has come to its end."""
+    def _free_again(self) -> bool:
+        """Return whether a model that took too long has come to its end; ends this environment if it seems that it never does."""
         try:
             self._done.get(timeout=GRACE_S)
         except queue.Empty:
-            # Two predicts at once would be in each other's way, and this one may never end.
-            sys.stdout.flush()
-            os._exit(STUCK)
-        self._busy = False
+            self._waited += 1
+            if self._waited > PATIENCE:
+                sys.stdout.flush()
+                os._exit(STUCK)
+            return False
+        self._busy, self._waited = False, 0
+        return True
 
 
 def _refusal(request: Request, code: ErrorCode, message: str, status: int) -> Response:
@@ -223,11 +231,17 @@ def handler(event: Mapping[str, Any], context: Any) -> Mapping[str, Any]:
     if not direct and "requestContext" not in event:
         raise ValueError("the event is neither polyserve's own nor an HTTP request in payload format 2.0")
     request = _direct_request(event) if direct else _http_request(event)
-    if "x-polyserve-body" in request.headers:
-        request = _fetched(request)
+    answered = _direct_answer if direct else _http_answer
     left = context.get_remaining_time_in_millis() / 1000 - MARGIN_S
-    response = SERVICE.answer(request, left)
-    return _direct_answer(response) if direct else _http_answer(response)
+    try:
+        if "x-polyserve-body" in request.headers:
+            request = _fetched(request)
+        return answered(SERVICE.answer(request, left))
+    except OSError as error:
+        # S3: what was to be read or written there is too large for an event.
+        return answered(_refusal(request, ErrorCode.UNAVAILABLE, str(error), 503))
+    except ValueError as error:
+        return answered(_refusal(request, ErrorCode.INVALID_ARGUMENT, str(error), 400))
 
 
 def _direct_request(event: Mapping[str, Any]) -> Request:

@@ -10,7 +10,7 @@ from typing import Any
 from polyserve.driver import ErrorCode, FunctionSpec
 from polyserve_aws.clients import Clients
 from polyserve_aws.errors import RevisionError, code_of
-from polyserve_aws.names import function_name, log_group, role_name
+from polyserve_aws.names import function_name, log_group, payload_prefix, role_name
 from polyserve_aws.settings import AwsSettings
 
 __all__ = ["Roles", "deployer_policy", "execution_policy", "permissions"]
@@ -107,7 +107,9 @@ class Roles:
 
 
 def execution_policy(spec: FunctionSpec, settings: AwsSettings, *, arn: str, region: str) -> dict[str, Any]:
-    """Return what a function may do: write its own log, read its own model files; with the network and the key where it has them.
+    """Return what a function may do: write its log, read its model and what is too large for an event, write answers that are.
+
+    Also use its network and its key, where it has them.
 
     Args:
         spec: The function.
@@ -120,12 +122,15 @@ def execution_policy(spec: FunctionSpec, settings: AwsSettings, *, arn: str, reg
     statements: list[dict[str, Any]] = [
         {"Effect": "Allow", "Action": ["logs:CreateLogStream", "logs:PutLogEvents"], "Resource": group},
     ]
+    payloads = f"arn:{partition}:s3:::{spec.artifact.bucket}/{payload_prefix(spec)}*"
+    statements.append({"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": payloads})
     places = sorted({f"{model.bucket}/{PurePosixPath(model.key).parent}/*" for model in spec.models})
     if places:
         resources = [f"arn:{partition}:s3:::{place}" for place in places]
         statements.append({"Effect": "Allow", "Action": "s3:GetObject", "Resource": resources})
-    if places and settings.kms_key_id.startswith("arn:"):
-        statements.append({"Effect": "Allow", "Action": "kms:Decrypt", "Resource": settings.kms_key_id})
+    if settings.kms_key_id.startswith("arn:"):
+        actions = ["kms:Decrypt", "kms:GenerateDataKey"]
+        statements.append({"Effect": "Allow", "Action": actions, "Resource": settings.kms_key_id})
     if settings.subnet_ids:
         statements.append({"Effect": "Allow", "Action": list(_NETWORK), "Resource": "*"})
     return {"Version": "2012-10-17", "Statement": statements}

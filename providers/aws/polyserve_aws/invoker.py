@@ -237,6 +237,12 @@ def _failure(reply: HttpReply) -> InvocationError:
         or CODES.get(str(reply.status))
         or (ErrorCode.UNAVAILABLE if reply.status >= 500 else ErrorCode.INVALID_ARGUMENT)
     )
+    if reply.status == 502:
+        # What a function URL says of an environment that ended without an answer; another attempt would end like it.
+        code, reason = (
+            ErrorCode.INTERNAL,
+            "the function ended without an answer, out of memory for one: its log says why",
+        )
     if reply.status == 403 and code is ErrorCode.PERMISSION_DENIED and "perform" not in str(reason):
         reason = f"{reason} (the caller may lack the permission lambda:InvokeFunctionUrl or lambda:InvokeFunction)"
     if reply.status == 403 and re.search(r"signature|security token|expired", str(reason), re.I):
