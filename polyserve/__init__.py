@@ -15,7 +15,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyserve.api import compress, connect, deploy, destroy, diff, list_deployments, open_bucket, package, plan
+    from polyserve.api import (
+        compress,
+        connect,
+        deploy,
+        destroy,
+        diff,
+        list_deployments,
+        open_bucket,
+        package,
+        partition,
+        plan,
+    )
     from polyserve.bucket import Bucket
     from polyserve.deployment import Deployment
     from polyserve.driver import Capability, ErrorCode
@@ -55,6 +66,7 @@ _HOMES = {
         "list_deployments",
         "open_bucket",
         "package",
+        "partition",
         "plan",
     ),
     "polyserve.bucket": ("Bucket",),
@@ -120,6 +132,7 @@ __all__ = [
     "list_deployments",
     "open_bucket",
     "package",
+    "partition",
     "plan",
 ]
 

@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, Any
 from polyserve import emulation, registry
 from polyserve.bucket import Bucket
 from polyserve.comparison import Comparison, compare
-from polyserve.deployment import Deployment, DeploymentStatus
+from polyserve.deployment import Deployment
 from polyserve.driver import Scaling
 from polyserve.errors import InvalidArgumentError, NotFoundError, UnsupportedError
+from polyserve.grouping import roll_out_group
 from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
 from polyserve.model import ModelPackage, package
 from polyserve.model.compress import compress
+from polyserve.model.partition import partition, parts_of
 from polyserve.planner import Desired, Plan
 from polyserve.planner import plan as _plan
-from polyserve.records import load, names
-from polyserve.rollout import Event, Target, describe, desire, observe, roll_out
+from polyserve.records import DeploymentRecord, load, names
+from polyserve.rollout import Event, Target, desire, observe, roll_out
 from polyserve.settings import Settings, resolve
+from polyserve.standing import DeploymentStatus, status_of
 from polyserve.teardown import destroy as _destroy
 
 if TYPE_CHECKING:
@@ -39,7 +42,18 @@ LOCAL = "local"
 _ASKED = ("memory_mb", "min_instances", "max_instances", "environment", "slim", "architecture")
 """Portable settings that are arguments of `deploy` under their own name."""
 
-__all__ = ["compress", "connect", "deploy", "destroy", "diff", "list_deployments", "open_bucket", "package", "plan"]
+__all__ = [
+    "compress",
+    "connect",
+    "deploy",
+    "destroy",
+    "diff",
+    "list_deployments",
+    "open_bucket",
+    "package",
+    "partition",
+    "plan",
+]
 
 
 def plan(
@@ -71,7 +85,11 @@ def plan(
     settings = _settings(provider, profile, asked, emulate)
     target = _target(settings)
     try:
-        desired, _, _ = _desired(model, name, settings, target, asked, on_event=on_event)
+        packaged = _packaged(model, name, asked)
+        if parts := parts_of(packaged):
+            message = f"{packaged.name!r} is deployed as a group of {len(parts)} parts: plan a part, such as {str(parts[0].root)!r}"
+            raise UnsupportedError(message, operation="plan", resource=packaged.name)
+        desired, _ = _desired(packaged, name, settings, target, asked, on_event=on_event)
         permissions = target.provider.functions.permissions(desired.spec(1))
         return _plan(desired, observe(target, desired), permissions=permissions)
     finally:
@@ -98,7 +116,7 @@ def policy(
     settings = _settings(provider, profile, asked, False)
     target = _target(settings)
     try:
-        desired, _, _ = _desired(model, name, settings, target, asked, on_event=None)
+        desired, _ = _desired(_packaged(model, name, asked), name, settings, target, asked, on_event=None)
         document = target.provider.functions.policy(desired.spec(1))
     finally:
         target.provider.close()
@@ -134,7 +152,9 @@ def deploy(
     The same call again changes nothing; after a failure or a kill it goes on from where it was.
 
     Args:
-        model: A fitted estimator, a callable, a predictor class, a `ModelPackage`, a path to any of them, or `"module:attribute"`.
+        model: A fitted estimator, a callable, a predictor class, a `ModelPackage`, a path to any of them, or `"module:attribute"`. What
+            `partition` made becomes a group: a deployment for each part, `NAME-part-1` and so on, and one by this name that is
+            invoked and destroyed as one.
         name: The deployment's name; by default the package's.
         provider: The provider, by default the profile's, else `local`.
         profile: The profile of the settings.
@@ -177,7 +197,13 @@ def deploy(
     settings = _settings(provider, profile, asked, emulate)
     target = _target(settings)
     try:
-        desired, packaged, bundle = _desired(model, name, settings, target, asked, on_event=on_event)
+        packaged = _packaged(model, name, asked)
+        if parts_of(packaged):
+            group = name or packaged.name
+            again = asked | {"provider": provider, "profile": profile, "emulate": emulate}
+            record = _deploy_group(target, packaged, name=group, settings=settings, asked=again, on_event=on_event)
+            return Deployment(target, record)
+        desired, bundle = _desired(packaged, name, settings, target, asked, on_event=on_event)
         roll_out(target, desired, packaged, bundle, listener=on_event)
         return Deployment(target, load(target.bucket, desired.name)[0])
     except BaseException:
@@ -301,10 +327,7 @@ def list_deployments(
     """Return every deployment of a provider's bucket, by name."""
     target = _target(_settings(provider, profile, {}, emulate))
     try:
-        return [
-            DeploymentStatus(record=load(target.bucket, name)[0], function=describe(target.provider, name))
-            for name in _names(target)
-        ]
+        return [status_of(target, load(target.bucket, name)[0]) for name in _names(target)]
     finally:
         target.provider.close()
 
@@ -337,16 +360,45 @@ def _target(settings: Settings) -> Target:
     return Target(provider=provider, bucket=Bucket(provider, settings.bucket))
 
 
+def _packaged(model: object, name: str | None, asked: Mapping[str, Any]) -> ModelPackage:
+    return package(
+        model,
+        name=None if isinstance(model, ModelPackage) else name,
+        sample=asked.get("sample"),
+        compile=asked.get("compile", "auto"),
+    )
+
+
+def _deploy_group(
+    target: Target,
+    package: ModelPackage,
+    *,
+    name: str,
+    settings: Settings,
+    asked: Mapping[str, Any],
+    on_event: Callable[[Event], None] | None,
+) -> DeploymentRecord:
+    def deploy_part(part: ModelPackage, part_name: str, renew: Callable[[], None]) -> None:
+        def told(event: Event) -> None:
+            renew()
+            if on_event is not None:
+                on_event(event)
+
+        deploy(part, name=part_name, **asked, on_event=told).close()
+
+    canary, timeout_s = asked["canary"], settings.timeout_s
+    return roll_out_group(target, package, name=name, timeout_s=timeout_s, canary=canary, deploy_part=deploy_part)
+
+
 def _desired(
-    model: object,
+    packaged: ModelPackage,
     name: str | None,
     settings: Settings,
     target: Target,
     asked: Mapping[str, Any],
     *,
     on_event: Callable[[Event], None] | None,
-) -> tuple[Desired, ModelPackage, Bundle]:
-    packaged = _packaged(model, name, asked)
+) -> tuple[Desired, Bundle]:
     deployment = name or packaged.name
     desired, bundle = desire(
         packaged,
@@ -363,16 +415,7 @@ def _desired(
         slim=settings.slim,
         listener=on_event,
     )
-    return desired, packaged, bundle
-
-
-def _packaged(model: object, name: str | None, asked: Mapping[str, Any]) -> ModelPackage:
-    return package(
-        model,
-        name=None if isinstance(model, ModelPackage) else name,
-        sample=asked.get("sample"),
-        compile=asked.get("compile", "auto"),
-    )
+    return desired, bundle
 
 
 def _scaling(settings: Settings, target: Target, name: str) -> Scaling:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from polyserve import metrics as metrics_
-from polyserve.driver import Capability, FunctionStatus, LogEvent, Scaling
+from polyserve.driver import Capability, LogEvent, Scaling
 from polyserve.endpoint import Endpoint
 from polyserve.errors import (
     FailedPreconditionError,
@@ -24,75 +24,20 @@ from polyserve.errors import (
     UnsupportedError,
     translating,
 )
+from polyserve.group import GroupEndpoint
 from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load
 from polyserve.rollout import Target, describe, wait_routed
 from polyserve.runtime.signature import Signature
+from polyserve.standing import DeploymentStatus, status_of
 from polyserve.teardown import destroy
 
 if TYPE_CHECKING:
     from polyserve.metrics import Metrics
 
+__all__ = ["Deployment", "DeploymentStatus"]
+
 FOLLOW_EVERY = 0.5
 """Seconds between two looks at the logs while they are followed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentStatus:
-    """A deployment as its record and its platform see it now.
-
-    Attributes:
-        record: What should be.
-        function: What is; `None` where the platform has nothing of that name.
-    """
-
-    record: DeploymentRecord
-    function: FunctionStatus | None
-
-    @property
-    def url(self) -> str | None:
-        """Where it is invoked, without credentials."""
-        return self.function.url if self.function else None
-
-    @property
-    def in_step(self) -> bool:
-        """Whether the platform routes as the record says; where not, repeating the last command mends it."""
-        return self.function is not None and dict(self.function.weights) == self.record.weights
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the status as JSON-able values: the same shape on every provider."""
-        record, function = self.record, self.function
-        native = {r.number: r for r in function.revisions} if function else {}
-        revisions = []
-        for revision in record.revisions:
-            seen = native.get(revision.number)
-            revisions.append(
-                {
-                    "number": revision.number,
-                    "state": revision.state,
-                    "reason": revision.reason or (seen.reason if seen else None),
-                    "phase": seen.phase.value if seen else None,
-                    "instances": seen.instances if seen else None,
-                    "weight": record.weights.get(revision.number, 0),
-                    "package_digest": revision.package_digest,
-                    "memory_mb": revision.memory_mb,
-                    "timeout_s": revision.timeout_s,
-                    "python": revision.python,
-                    "created_at": revision.created_at,
-                }
-            )
-        return {
-            "name": record.name,
-            "provider": record.provider,
-            "phase": record.phase if record.phase == "deleting" else (function.phase.value if function else "missing"),
-            "url": self.url,
-            "weights": {str(number): percent for number, percent in record.weights.items()},
-            "in_step": self.in_step,
-            "min_instances": record.scaling.min_instances,
-            "max_instances": record.scaling.max_instances,
-            "revisions": revisions,
-            "lease": None if record.lease is None else {"operation": record.lease.operation, "host": record.lease.host},
-            "updated_at": record.updated_at,
-        }
 
 
 class Deployment:
@@ -158,6 +103,8 @@ class Deployment:
         Raises:
             FailedPreconditionError: No revision has traffic yet.
         """
+        if self._endpoint is None and self._record.group is not None:
+            self._endpoint = GroupEndpoint(self._target, self.name, self._record.group)
         if self._endpoint is None:
             revision = self._record.stable or self._record.canary
             if revision is None:
@@ -195,7 +142,7 @@ class Deployment:
             NotFoundError: It was destroyed.
         """
         self._record = load(self._target.bucket, self.name)[0]
-        return DeploymentStatus(record=self._record, function=describe(self._target.provider, self.name))
+        return status_of(self._target, self._record)
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return what was done to it, oldest first."""
@@ -229,6 +176,7 @@ class Deployment:
             time.sleep(FOLLOW_EVERY)
 
     def _logs(self, since: datetime | None) -> Iterator[LogEvent]:
+        self._refuse_group("read logs of")
         with translating(self._target.provider, "read logs of", self.name):
             yield from self._target.provider.functions.logs(self.name, since=since)
 
@@ -349,7 +297,17 @@ class Deployment:
         destroy(self._target, self.name)
 
     def _changing(self, operation: str) -> _Changing:
+        self._refuse_group(operation)
         return _Changing(self, operation)
+
+    def _refuse_group(self, operation: str) -> None:
+        parts = self._record.parts
+        if parts:
+            message = (
+                f"{self.name!r} is a group of {len(parts)} parts, and {operation} is about one deployment: name a part, from "
+                f"{parts[0]!r} to {parts[-1]!r}; a deploy of the group changes all of them"
+            )
+            raise UnsupportedError(message, provider=self.provider, operation=operation, resource=self.name)
 
     def _route(self, ledger: Ledger, weights: Mapping[int, int], *, action: str, revision: int) -> None:
         self._check_weights(ledger.record, weights, action)

@@ -299,6 +299,11 @@ def _check(desired: Desired, observed: Observed, number: int) -> _Findings:
     most = desired.scaling.max_instances or desired.scaling.min_instances
     found.within("instances", most, limits.max_instances, "instances", "ask for a lower --max")
     _check_capabilities(desired, observed, number, found)
+    if observed.record is not None and observed.record.parts:
+        parts = len(observed.record.parts)
+        found.refusals.append(
+            f"{desired.name!r} is a group of {parts} parts: destroy it first, or give the deployment another name with --name"
+        )
     return found
 
 

@@ -72,6 +72,35 @@ class Revision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPart:
+    """One part of a group: the name of its deployment, and the tree digest of the package that it must serve."""
+
+    name: str
+    package_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSpec:
+    """A partitioned model, served by a deployment for each of its parts.
+
+    Attributes:
+        package_digest: Tree digest of the partitioned package.
+        model: The whole model's name.
+        signature: What goes in and out of the whole.
+        combining: How the parts' answers become the whole one's, as `runtime.combining` reads it.
+        parts: The parts, in order.
+        timeout_s: Longest time one request may take, in seconds.
+    """
+
+    package_digest: str
+    model: str
+    signature: dict[str, Any]
+    combining: dict[str, Any]
+    parts: tuple[GroupPart, ...]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
     """One thing that was done: the verb, the revision it was about (0: none) and the weights after it."""
 
@@ -118,6 +147,8 @@ class DeploymentRecord:
         lineage: Revisions that had all the traffic, in order; a rollback goes back along it. The last one is the stable revision.
         scaling: Bounds of the number of instances.
         history: What was done, oldest first; the newest `HISTORY` entries.
+        group: Where the deployment is a group, what it serves; it has no revisions then, its parts have. `None` before the first is ready.
+        next_group: What the group is being made to serve, and every part that a destroy must find.
         phase: `deleting` once a destroy has begun: it can only be finished.
         lease: Who is changing it now.
         unfinished: The lease of an operation that failed on its way, so that the same command can finish it.
@@ -132,6 +163,8 @@ class DeploymentRecord:
     lineage: tuple[int, ...] = ()
     scaling: Scaling = field(default_factory=Scaling)
     history: tuple[HistoryEntry, ...] = ()
+    group: GroupSpec | None = None
+    next_group: GroupSpec | None = None
     phase: Literal["active", "deleting"] = "active"
     lease: Lease | None = None
     unfinished: Lease | None = None
@@ -142,6 +175,12 @@ class DeploymentRecord:
     def revision(self, number: int) -> Revision | None:
         """Return the revision of that number, or `None`."""
         return next((r for r in self.revisions if r.number == number), None)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the deployments that a group is made of, those of a version that is on its way included; none for any other."""
+        specs = [spec for spec in (self.group, self.next_group) if spec is not None]
+        return tuple(dict.fromkeys(part.name for spec in specs for part in spec.parts))
 
     @property
     def stable(self) -> Revision | None:

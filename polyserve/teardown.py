@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from polyserve.errors import FailedPreconditionError, NotFoundError, translating
@@ -25,6 +26,11 @@ def destroy(target: Target, name: str) -> None:
     new = DeploymentRecord(name=name, provider=provider.info.name)
     with leased(bucket, name, "destroy", new=new) as ledger:
         ledger.save(replace(ledger.record, phase="deleting"))
+        for part in ledger.record.parts:
+            # It may never have been made, or been destroyed by itself.
+            with suppress(NotFoundError):
+                destroy(target, part)
+            ledger.renew()
         try:
             with translating(provider, "delete", name):
                 provider.functions.delete(name)

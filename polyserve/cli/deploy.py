@@ -10,11 +10,11 @@ import click
 
 from polyserve.cli import options
 from polyserve.cli.console import Cell, Console, Step, duration, shares, size
-from polyserve.cli.list import described
+from polyserve.cli.list import described, parts_table
 from polyserve.cli.package import build
 
 if TYPE_CHECKING:
-    from polyserve.deployment import Deployment
+    from polyserve.deployment import Deployment, DeploymentStatus
     from polyserve.records import Revision
     from polyserve.rollout import Event
 
@@ -53,6 +53,9 @@ def command(*, model: str, name: str | None, where: options.Where, as_json: bool
                 "the package has no sample, so nothing proved that it answers as it did here: give one with --sample"
             )
         status = deployment.status()
+        if status.parts:
+            show_group(out, status, changed=bool(kinds), seconds=seconds, again=options.spelt(where))
+            return
         revision = served(deployment, canary=given["canary"] is not None)
         if as_json:
             facts = {"revision": revision.number, "changed": bool(kinds), "package_digest": revision.package_digest}
@@ -83,6 +86,21 @@ def listener(begin: Callable[[str], Step], kinds: list[str]) -> Callable[[Event]
         running.pop(kind).done(title, seconds=event.seconds)
 
     return on_event
+
+
+def show_group(out: Console, status: DeploymentStatus, *, changed: bool, seconds: float, again: str) -> None:
+    """Write what a deploy of a partitioned model came to."""
+    record = status.record
+    assert record.group is not None
+    if out.as_json:
+        facts = {"changed": changed, "package_digest": record.group.package_digest, "deploy_seconds": round(seconds, 3)}
+        out.json({**described(status), **facts})
+        return
+    headline = f" in {len(status.parts)} parts on {record.provider}, in {record.group.combining['how']}"
+    out.line(Cell(record.name, "bold"), headline, Cell("" if changed else ", nothing to do: it is as asked", "dim"))
+    parts_table(out, status)
+    out.fields([("package", record.group.package_digest[:12]), ("took", duration(seconds))])
+    out.next(f"polyserve invoke {record.name}{again} --file INPUT")
 
 
 def served(deployment: Deployment, *, canary: bool) -> Revision:

@@ -55,13 +55,30 @@ def described(status: DeploymentStatus) -> dict[str, Any]:
 def running(status: DeploymentStatus) -> int | None:
     """Return how many instances run now, or `None` where the platform does not tell."""
     counts = [r.instances for r in status.function.revisions if r.instances is not None] if status.function else []
+    counts += [count for part in status.parts if (count := running(part)) is not None]
     return sum(counts) if counts else None
 
 
 def phase(status: DeploymentStatus) -> Cell:
     """Return where a deployment is in its life, in colour."""
-    word = str(status.to_dict()["phase"])
-    return Cell(word, PHASES.get(word, ""))
+    return Cell(status.phase, PHASES.get(status.phase, ""))
+
+
+def parts_table(out: Console, status: DeploymentStatus) -> None:
+    """Write a table of the parts of a group."""
+    out.table(
+        ["part", "phase", "package", Column("running", right=True), Column("url", fold=True)],
+        [
+            (
+                part.record.name,
+                phase(part),
+                Cell(part.record.stable.package_digest[:12] if part.record.stable else "-", "dim"),
+                "-" if (count := running(part)) is None else str(count),
+                part.url or "-",
+            )
+            for part in status.parts
+        ],
+    )
 
 
 def _row(status: DeploymentStatus) -> tuple[str | Cell, ...]:
@@ -69,7 +86,7 @@ def _row(status: DeploymentStatus) -> tuple[str | Cell, ...]:
     return (
         Cell(record.name, "bold"),
         phase(status),
-        compact(record.weights),
+        f"{len(record.parts)} parts" if record.parts else compact(record.weights),
         "-" if count is None else str(count),
         Cell(short_age(record.updated_at), "dim"),
         status.url or "-",

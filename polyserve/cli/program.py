@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "demo": "Train, package, deploy and call a model, to see it all work.",
         "package": "Make a model package: content-addressed and verified.",
         "compress": "Make a smaller package, as good as the original.",
+        "partition": "Split a model into parts that run side by side or in a row.",
         "bundle": "Build the archive that a deploy would upload.",
         "plan": "Show what a deploy would do, without doing it.",
         "deploy": "Deploy a model, or a new revision of it.",

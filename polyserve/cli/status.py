@@ -8,7 +8,7 @@ import click
 
 from polyserve.cli import options
 from polyserve.cli.console import Cell, Column, Console, age, shares, short_age
-from polyserve.cli.list import PHASES, described, phase, running
+from polyserve.cli.list import PHASES, described, parts_table, phase, running
 
 if TYPE_CHECKING:
     from polyserve.deployment import DeploymentStatus
@@ -32,6 +32,9 @@ def command(*, name: str, where: options.Where, as_json: bool) -> None:
         out.json(described(status))
         return
     record, count = status.record, running(status)
+    if record.parts:
+        _show_group(out, status)
+        return
     most = "the platform's limit" if record.scaling.max_instances is None else str(record.scaling.max_instances)
     now = "" if count is None else f", {count} running"
     out.line(Cell(record.name, "bold"), f" on {record.provider}, ", phase(status))
@@ -66,6 +69,26 @@ def command(*, name: str, where: options.Where, as_json: bool) -> None:
         out.line(
             Cell("not in step: ", "yellow"),
             "the platform does not route as recorded; repeat the last command to mend it",
+        )
+
+
+def _show_group(out: Console, status: DeploymentStatus) -> None:
+    record, count = status.record, running(status)
+    out.line(Cell(record.name, "bold"), f" on {record.provider}, a group of {len(record.parts)} parts, ", phase(status))
+    group = record.group
+    out.fields(
+        [
+            ("package", group.package_digest[:12] if group else "none that is ready: repeat the deploy"),
+            ("runs", f"in {group.combining['how']}" if group else "-"),
+            ("instances", "-" if count is None else f"{count} running"),
+            ("changed", age(record.updated_at)),
+        ]
+    )
+    out.line()
+    parts_table(out, status)
+    if not status.in_step:
+        out.line(
+            Cell("not in step: ", "yellow"), "a part is missing or serves another version; repeat the deploy to mend it"
         )
 
 

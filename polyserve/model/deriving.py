@@ -80,7 +80,8 @@ def opened(model: object, *, sample: object = None, name: str | None = None) -> 
     path = Path(model) if isinstance(model, str | Path) else None
     if path is not None and (path.suffix.lower() == ".zip" or (path / manifests.FILE_NAME).is_file()):
         return package(model)
-    return package(model, sample=sample, name=name)
+    # What is made of the model is said by the caller, so nothing else is made of it first.
+    return package(model, sample=sample, name=name, compile="off")
 
 
 def sample_of(original: ModelPackage) -> list[Tensor] | None:

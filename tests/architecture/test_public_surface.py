@@ -49,6 +49,7 @@ NAMES = [
     "list_deployments",
     "open_bucket",
     "package",
+    "partition",
     "plan",
 ]
 
