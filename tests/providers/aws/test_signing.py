@@ -21,7 +21,7 @@ PATHS = ["/", "/v2/models/iris/infer", "/v2/models/a%20b/infer", "/2015-03-31/fu
 @pytest.fixture(autouse=True)
 def at_one_time():
     with (
-        mock.patch.object(signing.time, "time", lambda: NOW),
+        mock.patch.object(signing.time, "time", return_value=NOW),
         mock.patch("botocore.auth.get_current_datetime") as clock,
     ):
         clock.return_value.strftime = lambda form: STAMP if "T" in form else STAMP[:8]
@@ -83,10 +83,13 @@ def test_a_url_is_signed_as_botocore_signs_it(token):
 def test_the_key_is_derived_once_a_day_and_the_signature_is_new_each_second():
     signer = Signer("AKIDEXAMPLE", "secret", None, region="eu-central-1", service="lambda")
     first = signer.headers("GET", "h", "/", "", b"")
-    with mock.patch.object(signing.time, "time", lambda: NOW + 1), mock.patch.object(signing.hmac, "digest") as digest:
+    with (
+        mock.patch.object(signing.time, "time", return_value=NOW + 1),
+        mock.patch.object(signing.hmac, "digest") as digest,
+    ):
         digest.return_value = b"\x01"
         second = signer.headers("GET", "h", "/", "", b"")
-    with mock.patch.object(signing.time, "time", lambda: NOW + 86_400):
+    with mock.patch.object(signing.time, "time", return_value=NOW + 86_400):
         third = signer.headers("GET", "h", "/", "", b"")
 
     assert digest.call_count == 1

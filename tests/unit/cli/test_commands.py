@@ -113,7 +113,7 @@ def test_plan_shows_steps_and_limits(run, package, monkeypatch):
     assert asked == [
         {"name": None, "provider": None, "profile": None, "emulate": None, "memory_mb": 256, "min_instances": None,
          "max_instances": None, "canary": 10, "timeout": timedelta(seconds=2.5), "environment": {"A": "1=2"},
-         "slim": "traced", "architecture": "arm64"}
+         "slim": "traced", "architecture": "arm64", "python": None}
     ]  # fmt: skip
 
 
@@ -125,6 +125,15 @@ def test_a_plan_that_would_be_refused_is_shown_and_exits_with_2(run, package, mo
     assert (plain.exit_code, as_json.exit_code) == (2, 2)
     assert "refused  timeout is 9,999 s, the limit is 3,600 s: ask for less" in plain.stdout
     assert json.loads(as_json.stdout) == refused.to_dict()
+
+
+def test_a_policy_is_printed_alone_and_asks_nobody(run, package, monkeypatch):
+    document = {"Version": "2012-10-17", "Statement": []}
+    monkeypatch.setattr(api, "policy", lambda model, **given: document if given["provider"] == "local" else None)
+
+    result = run("plan", "m.joblib", "--policy", "--provider", "local")
+
+    assert json.loads(result.stdout) == document
 
 
 def test_a_plan_without_steps_says_that_there_is_nothing_to_do(run, package, monkeypatch):
@@ -146,7 +155,15 @@ def test_bundle_saves_the_archive_and_says_what_it_is_made_of(run, package, monk
 
     assert asked[0] == (
         Path("iris-local.zip"),
-        {"name": None, "provider": "local", "profile": None, "emulate": None, "slim": "off", "architecture": "arm64"},
+        {
+            "name": None,
+            "provider": "local",
+            "profile": None,
+            "emulate": None,
+            "slim": "off",
+            "architecture": "arm64",
+            "python": None,
+        },
     )
     assert "dependencies 189.0 MB" in plain.stdout
     assert "no byte-code" in plain.stderr
@@ -187,7 +204,7 @@ def test_deploy_passes_what_was_asked_and_shows_where_it_answers(run, package, m
     assert asked == [
         (package, {"name": "iris", "provider": "local", "profile": "dev", "emulate": None, "memory_mb": None,
                    "min_instances": 1, "max_instances": 4, "canary": None, "timeout": None, "environment": None,
-                   "slim": None, "architecture": None})
+                   "slim": None, "architecture": None, "python": None})
     ]  # fmt: skip
     assert result.stdout.startswith("iris revision 1 on local\n")
     assert "http://127.0.0.1:4321" in result.stdout
