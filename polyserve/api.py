@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """The provider that runs on this machine anyway, so that there is nothing to emulate."""
 
-_ASKED = ("memory_mb", "min_instances", "max_instances", "environment", "slim", "architecture")
+_ASKED = ("memory_mb", "min_instances", "max_instances", "environment", "slim", "architecture", "python")
 """Portable settings that are arguments of `deploy` under their own name."""
 
 __all__ = [
@@ -116,7 +116,16 @@ def policy(
     settings = _settings(provider, profile, asked, False)
     target = _target(settings)
     try:
-        desired, _ = _desired(_packaged(model, name, asked), name, settings, target, asked, on_event=None)
+        packaged = _packaged(model, name, asked)
+        # Not what a deploy would find there: who asks this may not be allowed to look yet.
+        desired, _ = desire(
+            packaged,
+            target,
+            name=name or packaged.name,
+            model_in_bucket_mb=settings.model_in_bucket_mb,
+            architecture=settings.architecture,
+            slim=settings.slim,
+        )
         document = target.provider.functions.policy(desired.spec(1))
     finally:
         target.provider.close()
@@ -144,6 +153,7 @@ def deploy(
     canary: int | None = None,
     slim: str | None = None,
     architecture: str | None = None,
+    python: str | None = None,
     options: Mapping[str, object] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Deployment:
@@ -171,6 +181,8 @@ def deploy(
         slim: What of the dependencies is left out of the bundle: `"standard"` (what no function can use), `"off"`, or `"traced"` (also what
             the sample never touches).
         architecture: `"x86_64"` or `"arm64"`; by default this machine's where the platform has it.
+        python: Python minor version of the functions, for a model that is bound to none (ONNX, TFLite, XGBoost's and LightGBM's own
+            formats): by default the package's, or the next newer one that its dependencies have wheels for.
         options: Options of the provider, over those of the profile.
         on_event: Called when a step begins and when it ends.
 
@@ -192,6 +204,7 @@ def deploy(
         "canary": canary,
         "slim": slim,
         "architecture": architecture,
+        "python": python,
         "options": options,
     }
     settings = _settings(provider, profile, asked, emulate)
@@ -232,7 +245,7 @@ def bundle(
         profile: As `deploy`.
         emulate: As `deploy`.
         on_event: Called while the bundle is built, where that takes long.
-        **asked: `sample`, `compile`, `slim` and `architecture`, as `deploy` takes them.
+        **asked: `sample`, `compile`, `slim`, `architecture` and `python`, as `deploy` takes them.
 
     Returns:
         What the archive is made of.
@@ -252,6 +265,7 @@ def bundle(
             name=name or packaged.name,
             model_in_bucket_mb=settings.model_in_bucket_mb,
             architecture=settings.architecture,
+            python=settings.python,
             slim=settings.slim,
             listener=on_event,
         )[1]
@@ -412,6 +426,7 @@ def _desired(
         canary=asked.get("canary"),
         model_in_bucket_mb=settings.model_in_bucket_mb,
         architecture=settings.architecture,
+        python=settings.python,
         slim=settings.slim,
         listener=on_event,
     )

@@ -6,17 +6,18 @@ Touches nothing but the cache: whether it can be done, and what is there already
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from polyserve import registry
 from polyserve.bucket import Bucket
 from polyserve.bundle import Bundle, Fitted, fit, machine
 from polyserve.bundle import Target as Machine
 from polyserve.driver import Artifact, Limits, Provider, ProviderInfo, Scaling
+from polyserve.errors import PackageError
 from polyserve.footprint import Footprint
 from polyserve.model import ModelPackage
 from polyserve.model.flavors import caution
@@ -63,6 +64,7 @@ def desire(
     scaling: Scaling = Scaling(),  # noqa: B008 - frozen
     canary: int | None = None,
     model_in_bucket_mb: int | None = None,
+    python: str | None = None,
     architecture: str | None = None,
     slim: str = "standard",
     listener: Listener | None = None,
@@ -76,10 +78,10 @@ def desire(
     info = target.provider.info
     architecture = architecture or _architecture(info.limits)
     with _Telling(listener, f"bundle for {info.title}") as report:
-        fitted = fit(
+        python, fitted = _fitted(
             package,
             info,
-            python=package.manifest.python,
+            _pythons(package, info, python),
             architecture=architecture,
             model_in_bucket_mb=model_in_bucket_mb,
             slim=slim,
@@ -93,7 +95,7 @@ def desire(
         model=package.name,
         signature=package.signature.to_dict(),
         requirements=package.manifest.requirements,
-        python=package.manifest.python,
+        python=python,
         architecture=architecture,
         artifact=Artifact(
             bucket=target.bucket.name,
@@ -108,9 +110,9 @@ def desire(
         request_bytes=request_bytes,
         scaling=scaling,
         canary=canary,
-        warnings=(*_warnings(package), *bundle.notes),
+        warnings=(*_warnings(package), *_moved(package, info, python), *bundle.notes),
         models={path: _model(target, name, package.manifest.files[path]) for path in fitted.remote},
-        footprint=_footprint(package, info, fitted, architecture=architecture, slim=slim),
+        footprint=_footprint(package, info, fitted, python=python, architecture=architecture, slim=slim),
         providers=_providers(info),
     )
     return desired, bundle
@@ -151,9 +153,38 @@ def _architecture(limits: Limits) -> str:
     return here if here in limits.architectures else limits.architectures[0]
 
 
-def _footprint(package: ModelPackage, info: ProviderInfo, fitted: Fitted, *, architecture: str, slim: str) -> Footprint:
+def _pythons(package: ModelPackage, info: ProviderInfo, asked: str | None) -> list[str]:
+    """Return the Python versions that a package could run under, the best first: its own, then the next newer ones."""
+    own = package.manifest.python
+    if asked is not None:
+        return [asked]
+    if package.manifest.tied_to_python:
+        return [own]
+    return sorted({*info.limits.pythons} or {own}, key=lambda python: _distance(own, python))
+
+
+def _distance(own: str, other: str) -> tuple[bool, int]:
+    apart = int(other.partition(".")[2]) - int(own.partition(".")[2])
+    return apart < 0, abs(apart)
+
+
+def _fitted(package: ModelPackage, info: ProviderInfo, pythons: Sequence[str], **how: Any) -> tuple[str, Fitted]:
+    """Build the bundle under the first Python that its dependencies have wheels for."""
+    first: PackageError | None = None
+    for python in pythons:
+        try:
+            return python, fit(package, info, python=python, **how)
+        except PackageError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _footprint(
+    package: ModelPackage, info: ProviderInfo, fitted: Fitted, *, python: str, architecture: str, slim: str
+) -> Footprint:
     bundle, manifest = fitted.bundle, package.manifest
-    machine = Machine.of(info, python=manifest.python, architecture=architecture)
+    machine = Machine.of(info, python=python, architecture=architecture)
     return Footprint(
         parts=bundle.parts,
         distributions=bundle.distributions,
@@ -169,6 +200,15 @@ def _providers(info: ProviderInfo) -> tuple[ProviderInfo, ...]:
     """Return every installed provider; the one in question as it is configured."""
     known = {**registry.providers(), info.name: info}
     return tuple(known.values())
+
+
+def _moved(package: ModelPackage, info: ProviderInfo, python: str) -> Iterator[str]:
+    own = package.manifest.python
+    if python != own:
+        yield (
+            f"the functions run under Python {python}, and the package was made under {own}: the model is bound to neither, and "
+            f"{info.title} may not have what its dependencies need under {own}"
+        )
 
 
 def _warnings(package: ModelPackage) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "request_bytes": _REQUEST_BYTES,
     "model_in_bucket_mb": None,
     "architecture": None,
+    "python": None,
     "slim": "standard",
     "environment": {},
 }
@@ -85,6 +86,7 @@ class Settings:
         environment: Environment variables of the function; layers are merged name by name.
         model_in_bucket_mb: Size in MiB from which on a model's file stays in the bucket; `None` where the platform's limits decide.
         architecture: Processor architecture of the functions, `x86_64` or `arm64`; `None` for this machine's where the platform has it.
+        python: Python minor version of the functions; `None` for the package's own.
         slim: What of the dependencies is left out of bundles: `standard`, `off` or `traced`.
         options: The provider's own options, as its own settings type.
         sources: Where each value came from, by key (`bucket`, `environment.NAME`, `aws.region`): `"argument"`, `"default"`, or the place,
@@ -103,6 +105,7 @@ class Settings:
     environment: Mapping[str, str] = field(default_factory=dict)
     model_in_bucket_mb: int | None = None
     architecture: str | None = None
+    python: str | None = None
     slim: str = "standard"
     options: msgspec.Struct
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -302,6 +305,7 @@ def _types() -> Mapping[str, Any]:
         "request_bytes": positive,
         "model_in_bucket_mb": count,
         "architecture": Literal["x86_64", "arm64"],
+        "python": Annotated[str, Meta(pattern=r"^3\.\d+$")],
         "slim": Literal["standard", "off", "traced"],
         "environment": dict[str, str],
     }

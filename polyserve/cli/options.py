@@ -104,7 +104,7 @@ def shape(command: F) -> F:
 
 
 def contents(command: F) -> F:
-    """Add what decides what is in a bundle: --arch and --slim."""
+    """Add what decides what is in a bundle: --arch, --python and --slim."""
     slim = click.option(
         "--slim",
         type=click.Choice(["standard", "off", "traced"]),
@@ -113,7 +113,10 @@ def contents(command: F) -> F:
     machine = click.option(
         "--arch", "architecture", type=click.Choice(["x86_64", "arm64"]), help="Processor of the functions."
     )
-    return machine(slim(command))
+    python = click.option(
+        "--python", metavar="3.N", help="Python of the functions, for a model that is bound to none, such as ONNX."
+    )
+    return machine(python(slim(command)))
 
 
 def sample(command: F) -> F:
@@ -151,7 +154,8 @@ def since(command: F) -> F:
 def shaped(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `shape` as the API takes them: what was not given is left to the settings."""
     options = {
-        key: given[key] for key in ("memory_mb", "min_instances", "max_instances", "canary", "slim", "architecture")
+        key: given[key]
+        for key in ("memory_mb", "min_instances", "max_instances", "canary", "slim", "architecture", "python")
     }
     options["timeout"] = None if given["timeout"] is None else timedelta(seconds=given["timeout"])
     options["environment"] = given["environment"] or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,9 @@ from polyserve.cli.package import build
 
 if TYPE_CHECKING:
     from polyserve.planner import Plan
+
+READ = 4
+"""Permissions that are written out; a cloud asks for dozens."""
 
 
 @click.command("plan", short_help="Show what a deploy would do.")
@@ -71,7 +74,7 @@ def _show(out: Console, planned: Plan) -> None:
     price, made = planned.price_per_million, planned.footprint
     remote = ", ".join(f"{path} ({size(count)})" for path, count in planned.in_bucket.items())
     in_bucket = [("in bucket", f"{remote}, read when an instance starts")] if remote else []
-    allowed = [("permissions", ", ".join(planned.permissions))] if planned.permissions else []
+    allowed = [("permissions", _named(planned.permissions))] if planned.permissions else []
     out.fields(
         [
             ("package", planned.package_digest[:12]),
@@ -130,6 +133,13 @@ def _left(count: int | None) -> str:
     if count is None:
         return "no limit"
     return size(count) if count >= 0 else f"{size(-count)} over"
+
+
+def _named(permissions: Sequence[str]) -> str:
+    """Return permissions, in number where they are too many to be read."""
+    if len(permissions) <= READ:
+        return ", ".join(permissions)
+    return f"{len(permissions)} actions, such as {permissions[0]} (--policy prints them as a policy)"
 
 
 def _amount(value: float | None, unit: str) -> str:

@@ -5,10 +5,10 @@
                  v
                app `iris-r3`             runs revision 3: made without traffic, called by itself to be verified, then a canary
 
-Every revision is an app of its own, which costs nothing while nobody calls it. One more app, the front, has the deployment's address.
-It runs the bundle of the heaviest revision, so that the usual request takes no further hop, and `polyserve.runtime.forwarding` in it
-passes the shares of the others on. Routing is one `put` of the front: promoting and rolling back publish another bundle to it, and what it ran before
-answers until that is ready.
+Every revision is an app of its own, which costs nothing while nobody calls it. One more app, the front, has the deployment's address. It
+runs the bundle of the heaviest revision, so that the usual request takes no further hop, and passes the shares of the others on
+(`polyserve.runtime.forwarding`). Routing is one `put` of the front: promoting and rolling back publish another bundle to it, and what it
+ran before answers until that is ready.
 
     provider = fronted(registry.load("azure", settings))
 """

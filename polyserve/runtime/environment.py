@@ -27,15 +27,15 @@ def without_build(version: str) -> str:
     return re.sub(_BUILD + "$", "", version)
 
 
-def mismatches(python: str, requirements: Sequence[str]) -> Iterator[str]:
+def mismatches(python: str | None, requirements: Sequence[str]) -> Iterator[str]:
     """Yield one sentence for each way in which this interpreter is not what was locked.
 
     Args:
-        python: Python minor version, such as `"3.11"`.
+        python: Python minor version, such as `"3.11"`; `None` where any will do.
         requirements: Locked distributions, `name==version`.
     """
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if running != python:
+    if python is not None and running != python:
         yield f"the package is locked to Python {python}, and this is Python {running}"
     seen = _directories() if requirements else {}
     for requirement in requirements:

@@ -69,7 +69,8 @@ def load(root: Path, remote: Remote | None = None) -> Loaded:
         raise LoadError(f"the package is not whole: {error}; deploy it again") from error
     except OSError as error:
         raise LoadError(f"the package cannot be read: {error}") from error
-    skew = list(environment.mismatches(described.python, described.requirements))
+    python = described.python if described.tied_to_python else None
+    skew = list(environment.mismatches(python, described.requirements))
     if skew:
         way_out = "install what it was locked to, or package the model again under this interpreter"
         raise LoadError(f"{'; '.join(skew)}: {way_out}")

@@ -32,6 +32,12 @@ class ManifestError(Exception):
     """A manifest that cannot be read, or a package that is not what its manifest says."""
 
 
+_ANY_PYTHON = frozenset({"onnx", "tflite", "xgboost", "lightgbm"})
+"""Flavors whose models are data in a format of their own."""
+
+_CODE = "code/"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
     """One file of a package: its content's sha256 (hex) and its size in bytes."""
@@ -80,6 +86,11 @@ class Manifest:
     files: Mapping[str, FileEntry]
     origin: Mapping[str, object] | None = None
     schema: int = SCHEMA
+
+    @property
+    def tied_to_python(self) -> bool:
+        """Whether it runs under the Python minor version that it was packaged under alone: all code and pickles are."""
+        return self.flavor not in _ANY_PYTHON or any(path.startswith(_CODE) for path in self.files)
 
     def to_json(self) -> bytes:
         """Return the canonical JSON: the one form whose bytes the package's digest is made of."""
