@@ -33,13 +33,14 @@ def main() -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    ready = given.directory / "ready.json"
+    ready.unlink(missing_ok=True)  # of one that was killed
     emulator = Emulator(given.directory, port=given.port, settle_s=given.settle, idle_s=given.idle)
     try:
         emulator.start()
     except OSError as error:
         sys.stderr.write(f"the emulator cannot start: {error}\n")
         return 1
-    ready = given.directory / "ready.json"
     try:
         making = given.directory / f".ready.{os.getpid()}"
         making.write_text(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from polyserve_aws.emulator import runtime_api
+from polyserve_aws.emulator.output import Output
 from polyserve_aws.emulator.releases import Release
 from polyserve_aws.emulator.runtime_api import error_payload
 
@@ -77,14 +78,13 @@ class Environment:
         self.init_ms = 0.0
         self.used = False
         self.provisioned = False
-        self.lines: list[tuple[int, str]] = []
         self.peak_bytes = 0
         self._command, self._variables, self._scratch, self._root = list(command), dict(variables), scratch, root
         self._api = runtime_api.RuntimeApi()
         self._process: subprocess.Popen[bytes] | None = None
         self._gone: asyncio.Future[int] | None = None
         self._pipe = -1
-        self._rest = b""
+        self._output = Output()
 
     @property
     def alive(self) -> bool:
@@ -107,14 +107,23 @@ class Environment:
         self._gone = loop.create_future()
         self._pipe, write_end = os.pipe()
         os.set_blocking(self._pipe, False)
+        records = os.dup(write_end)
+        variables = {"AWS_LAMBDA_RUNTIME_API": address, "_LAMBDA_TELEMETRY_LOG_FD": str(records)}
         try:
             # It returns as soon as the program is started; asyncio's own way would need a watcher of this loop's thread.
             self._process = subprocess.Popen(  # noqa: ASYNC220
-                self._command, cwd=self._root, env=self._variables | {"AWS_LAMBDA_RUNTIME_API": address},
-                stdin=subprocess.DEVNULL, stdout=write_end, stderr=write_end, start_new_session=True,
-            )  # fmt: skip
+                self._command,
+                cwd=self._root,
+                env=self._variables | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                pass_fds=(records,),
+                start_new_session=True,
+            )
         finally:
             os.close(write_end)
+            os.close(records)
         loop.add_reader(self._pipe, self._read_output)
         threading.Thread(target=self._watch, args=(loop, self._process), daemon=True, name="environment").start()
         ready = asyncio.ensure_future(self._api.ready.wait())
@@ -210,13 +219,9 @@ class Environment:
         self._ended()
 
     def take_lines(self) -> list[tuple[int, str]]:
-        """Return what it has printed since the last call, in whole lines, with the milliseconds of each."""
+        """Return what it has logged since the last call: the milliseconds of each event, and its text."""
         self._read_output()
-        lines, self.lines = self.lines, []
-        if self._rest:
-            lines.append((time.time_ns() // 1_000_000, self._rest.decode("utf-8", "replace")))
-            self._rest = b""
-        return lines
+        return self._output.take()
 
     def _watch(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
@@ -238,9 +243,7 @@ class Environment:
             if not chunk:
                 asyncio.get_running_loop().remove_reader(self._pipe)
                 return
-            now = time.time_ns() // 1_000_000
-            *whole, self._rest = (self._rest + chunk).split(b"\n")
-            self.lines += [(now, line.decode("utf-8", "replace") + "\n") for line in whole]
+            self._output.feed(chunk)
 
     def _measure(self) -> None:
         if self._process is None:

@@ -293,3 +293,23 @@ def test_an_object_that_arrives_can_start_a_function(account, function, bucket):
         put.join()
 
     assert key == b"arrived"
+
+
+def test_a_record_of_many_lines_is_one_event_among_the_lines_that_were_printed(account, pack):
+    source = (
+        "import logging\ndef handler(event, context):\n    print('before')\n    print('open', end='')\n"
+        "    logging.getLogger().error('first\\nsecond')\n    print('after')\n"
+    )
+    name = account.function(pack({"app.py": source}))
+    account.invoke(name, {})
+    events = account.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{name}")["events"]
+    found = [event["message"] for event in events if not event["message"].startswith(("START", "END", "REPORT"))]
+
+    assert [text.strip().rpartition("\t")[2] for text in found] == ["before", "open", "first\nsecond", "after"]
+
+
+def test_a_traceback_is_one_event(account, function):
+    account.invoke(function, {"do": "raise"})
+    events = account.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{function}", filterPattern="broken")["events"]
+
+    assert any("[ERROR] ValueError: broken on purpose\nTraceback" in event["message"] for event in events)
