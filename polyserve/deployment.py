@@ -337,9 +337,14 @@ class Deployment:
                 raise FailedPreconditionError(
                     f"revision {number} of {self.name!r} may not have traffic: {reason}", **where
                 )
-        split = sum(1 for percent in weights.values() if percent) > 1
-        if split and Capability.TRAFFIC_SPLIT not in self._target.provider.info.capabilities:
-            message = f"{self._target.provider.info.title} cannot split traffic: give one revision 100"
+        info, count = self._target.provider.info, sum(1 for percent in weights.values() if percent)
+        if count > 1 and Capability.TRAFFIC_SPLIT not in info.capabilities:
+            raise UnsupportedError(f"{info.title} cannot split traffic: give one revision 100", **where)
+        most = info.limits.traffic_revisions
+        if most is not None and count > most:
+            message = (
+                f"{info.title} splits traffic between {most} revisions at most, not {count}: give the others nothing"
+            )
             raise UnsupportedError(message, **where)
 
 

@@ -96,6 +96,7 @@ class Limits:
         pythons: Python minor versions that functions may run under, such as `"3.11"`.
         architectures: Processor architectures.
         max_instances: Most instances of one function.
+        traffic_revisions: Most revisions of one function with traffic at once, where traffic can be split at all.
         source: Where these figures are from, with the date they were read.
     """
 
@@ -112,6 +113,7 @@ class Limits:
     pythons: tuple[str, ...]
     architectures: tuple[str, ...]
     max_instances: int | None = None
+    traffic_revisions: int | None = None
     source: str
 
 

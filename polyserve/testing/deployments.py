@@ -181,6 +181,21 @@ class DeploymentContract:
 
         assert world.weights() == {1: 100}
 
+    def test_three_revisions_share_the_traffic_or_are_refused(self, world: World) -> None:
+        for factor in (2, 3, 4):
+            world.deploy(times(factor))
+        info, split = world.target.provider.info, {1: 40, 2: 30, 3: 30}
+        if not world.splits or (info.limits.traffic_revisions or 3) < 3:
+            with pytest.raises(UnsupportedError, match="split"):
+                world.deployment().traffic(split)
+            assert world.weights() == {3: 100}
+            return
+
+        world.deployment().traffic(split)
+
+        assert world.weights() == split
+        assert {world.answer() for _ in range(60)} == {2.0, 3.0, 4.0}
+
     def test_weights_that_cannot_be_are_refused_and_change_nothing(self, world: World) -> None:
         world.deploy(times(2))
         deployment = world.deployment()

@@ -111,7 +111,7 @@ class InfoContract:
         assert limits.timeout > timedelta(0)
         bounds = (
             limits.request_bytes, limits.response_bytes, limits.bundle_bytes, limits.bundle_unpacked_bytes,
-            limits.environment_bytes, limits.max_instances,
+            limits.environment_bytes, limits.max_instances, limits.traffic_revisions,
         )  # fmt: skip
         assert all(bound is None or bound > 0 for bound in bounds)
         assert all(re.fullmatch(r"3\.\d+", python) for python in limits.pythons)

@@ -33,6 +33,8 @@ INFO = ProviderInfo(
         architectures=("x86_64", "arm64"),
         # The concurrency of a fresh account, of which 100 cannot be reserved.
         max_instances=900,
+        # An alias and one additional version: "AdditionalVersionWeights", Lambda's API reference.
+        traffic_revisions=2,
         source="https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html, read 2026-11-20",
     ),
     bundle=BundleForm(
