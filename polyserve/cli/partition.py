@@ -27,7 +27,7 @@ Examples:
     "--how",
     metavar="HOW",
     default="auto",
-    help="parallel (members of an ensemble) or sequence (ONNX); default: by the model.",
+    help="parallel (ensembles, boosters) or sequence (ONNX); default: by the model.",
 )
 @click.option(
     "--data", metavar="FILE", type=click.Path(), help="Rows of input (.npy, .csv, .json) to prove the parts on."

@@ -8,7 +8,7 @@ one's are the answer. numpy is imported inside functions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from polyserve.runtime.signature import TensorSpec
 from polyserve.runtime.tensors import Tensor
@@ -29,7 +29,7 @@ def combine(how: Mapping[str, Any], answers: Sequence[Sequence[Tensor]], outputs
 
     Args:
         how: What the partitioned package says: `divide` (what the sum is divided by), `methods` (the
-            outputs, in order), `labels`, and `datatype`.
+            outputs, in order), `labels`, and of boosters `link` and `datatype`.
         answers: Each part's outputs, in the order of the parts.
         outputs: The outputs that are asked for; `None` for all.
     """
@@ -63,10 +63,28 @@ def _output(how: Mapping[str, Any], name: str, total: Array) -> Array:
     import numpy as np
 
     values = total / how["divide"] if how["divide"] != 1 else total
-    if name != "predict":
-        return values
+    values = _linked(how.get("link", ""), values)
     if how["labels"] is None:
+        return values
+    if values.ndim == 1:
+        # The probability of the second of two classes.
+        values = np.stack((1 - values, values), axis=1)
+    if name != "predict":
         return values
     labels = np.array(how["labels"]["values"], dtype=how["labels"]["dtype"])
     decided: Array = labels[np.argmax(values, axis=1)]
     return decided
+
+
+def _linked(link: str, values: Array) -> Array:
+    """Return what a booster's objective makes of the sum of its trees."""
+    import numpy as np
+
+    if link == "sigmoid":
+        # Of large negative numbers the power is infinite, and the answer 0.
+        with np.errstate(over="ignore"):
+            return cast("Array", (1 / (1 + np.exp(-values))).astype(values.dtype))
+    if link == "softmax":
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        return cast("Array", powers / powers.sum(axis=1, keepdims=True))
+    return cast("Array", np.exp(values)) if link == "exp" else values

@@ -38,7 +38,7 @@ MOST_PARTS = 99
 BATCH = 64
 """Rows of one timed call: enough for the model's own work to count, and not the call around it."""
 
-_FLAVORS = {PARALLEL: {"sklearn": "sklearn"}, SEQUENCE: {"onnx": "onnx"}}
+_FLAVORS = {PARALLEL: {"lightgbm": "boosters", "sklearn": "sklearn", "xgboost": "boosters"}, SEQUENCE: {"onnx": "onnx"}}
 """Which module splits which flavor, for each way to split."""
 
 
@@ -123,8 +123,8 @@ def partition(
     Args:
         model: A package, its digest, or whatever `polyserve.package` takes.
         parts: How many, from 2.
-        how: `"parallel"` shares out the members of a scikit-learn ensemble, `"sequence"` cuts an ONNX graph; `"auto"` is
-            whichever there is for the model.
+        how: `"parallel"` shares out the members of a scikit-learn ensemble or the rounds of a booster, `"sequence"` cuts an ONNX graph;
+            `"auto"` is whichever there is for the model.
         data: Rows of input to prove it on, beyond the sample; required where the model has no sample.
         name: The group's name; by default the model's.
         into: The directory to keep the package in, below its digest; by default the cache.

@@ -256,3 +256,62 @@ def test_without_a_sample_there_must_be_data_to_prove_it_on(flowers):
 
     assert "has no sample that could prove its parts" in refusal(whole, parts=2)
     assert polyserve.partition(whole, parts=2, data=flowers[0]).package.golden_request() is not None
+
+
+# --- boosters -----------------------------------------------------------------------------------------------------------------
+
+
+def booster(kind: str, objective: str | None, data) -> object:
+    """Return a small trained estimator of XGBoost or LightGBM."""
+    import lightgbm
+    import xgboost
+
+    makers = {
+        "xgboost classifier": lambda: xgboost.XGBClassifier(n_estimators=5, max_depth=3, objective=objective, n_jobs=1),
+        "xgboost regressor": lambda: xgboost.XGBRegressor(n_estimators=5, max_depth=3, objective=objective, n_jobs=1),
+        "lightgbm classifier": lambda: lightgbm.LGBMClassifier(n_estimators=5, num_leaves=4, verbose=-1, n_jobs=1),
+        "lightgbm regressor": lambda: lightgbm.LGBMRegressor(
+            n_estimators=5, num_leaves=4, objective=objective, verbose=-1, n_jobs=1
+        ),
+    }
+    return makers[kind]().fit(*data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "most"),
+    [
+        ("xgboost classifier", "binary:logistic", 2),
+        ("xgboost classifier", "multi:softprob", 3),
+        ("xgboost regressor", "reg:squarederror", 0),
+        ("xgboost regressor", "count:poisson", 0),
+        ("lightgbm classifier", None, 2),
+        ("lightgbm classifier", None, 3),
+        ("lightgbm regressor", "regression", 0),
+        ("lightgbm regressor", "poisson", 0),
+    ],
+)
+def test_the_rounds_of_a_booster_in_parts_give_what_the_whole_gives(patients, ask, kind, objective, most):
+    rows, labels = load_iris(return_X_y=True)
+    data = (rows[labels < most], labels[labels < most]) if most else patients
+    model = booster(kind, objective, data)
+    methods = BOTH if most else ("predict",)
+    whole = polyserve.package(model, name="whole", sample=data[0][::20], methods=methods, compile="off")
+
+    done = polyserve.partition(whole, parts=2, data=data[0])
+
+    answer, expected = ask(done.package, data[0]), ask(whole, data[0])
+    assert done.package.signature.outputs == whole.signature.outputs
+    for name in methods:
+        if answer[name].dtype.kind == "i":
+            assert answer[name].tolist() == expected[name].tolist()
+        np.testing.assert_allclose(answer[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_booster_whose_trees_are_not_simply_added_is_refused(flowers):
+    import xgboost
+
+    data = load_iris(return_X_y=True)
+    dart = xgboost.XGBClassifier(n_estimators=3, booster="dart", n_jobs=1).fit(*data)
+    whole = polyserve.package(dart, name="whole", sample=data[0][:4], compile="off")
+
+    assert "is a dart booster, whose rounds are not simply added up" in refusal(whole, parts=2)
