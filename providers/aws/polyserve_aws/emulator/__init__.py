@@ -10,6 +10,7 @@ The way of a request:
                      |-> lambda_api  ->  control | traffic | grants | urls | invoking
                      |                     -> fleet -> environments -> runtime_api <- awslambdaric
                      |-> services (moto)
+    urls, http_api, registry: listeners of their own, for function URLs, HTTP APIs and images
 """
 
 from polyserve_aws.emulator.server import Emulator

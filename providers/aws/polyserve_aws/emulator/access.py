@@ -12,8 +12,9 @@ from typing import Any
 from polyserve_aws.emulator.actions import Need, needs
 from polyserve_aws.emulator.errors import ServiceError
 from polyserve_aws.emulator.exchange import Call
-from polyserve_aws.emulator.identities import ACCOUNT, Identities, Principal
+from polyserve_aws.emulator.identities import Identities, Principal
 from polyserve_aws.emulator.policies import Verdict, judge, statements
+from polyserve_aws.emulator.services import bucket_policy
 from polyserve_aws.emulator.signatures import Signature, check_signature, read_signature
 
 
@@ -53,8 +54,9 @@ class Access:
             return  # always allowed, whatever the policies say
         for need in wanted:
             self.permit(principal, need, service=signature.service, resource_rules=self._bucket_rules(need))
-        if wanted[0].action == "sts:AssumeRole":
-            self._check_trust(principal, wanted[0].resources[0])
+        if wanted[0].action == "sts:AssumeRole" and not self.identities.trusts(wanted[0].resources[0], principal.arn):
+            message = f"User: {principal.arn} is not authorized to perform: sts:AssumeRole on resource: {wanted[0].resources[0]}"
+            raise ServiceError(403, "AccessDenied", message)
 
     def permit(
         self,
@@ -92,15 +94,4 @@ class Access:
     def _bucket_rules(self, need: Need) -> Sequence[Mapping[str, Any]]:
         if not need.resources[0].startswith("arn:aws:s3:::"):
             return ()
-        from polyserve_aws.emulator.services import bucket_policy
-
         return statements(bucket_policy(need.resources[0].removeprefix("arn:aws:s3:::").partition("/")[0]))
-
-    def _check_trust(self, principal: Principal, role_arn: str) -> None:
-        from moto.iam.models import iam_backends
-
-        role = next((one for one in iam_backends[ACCOUNT]["aws"].roles.values() if one.arn == role_arn), None)
-        document = "" if role is None else str(role.assume_role_policy_document)
-        if judge(statements(document), "sts:AssumeRole", [role_arn], principals=[principal.arn]) is not Verdict.ALLOWED:
-            message = f"User: {principal.arn} is not authorized to perform: sts:AssumeRole on resource: {role_arn}"
-            raise ServiceError(403, "AccessDenied", message)

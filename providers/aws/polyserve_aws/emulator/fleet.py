@@ -67,11 +67,6 @@ class Fleet:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping: set[asyncio.Task[None]] = set()
 
-    @property
-    def environments(self) -> int:
-        """How many environments there are."""
-        return len(self._all)
-
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do something in the background; it is cancelled when the emulator ends."""
         task = asyncio.get_running_loop().create_task(work)

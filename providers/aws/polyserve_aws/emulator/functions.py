@@ -237,7 +237,3 @@ class Functions:
     def of(self, region: str) -> list[Function]:
         """Return the functions of a region, by name."""
         return [function for (where, _), function in sorted(self._all.items()) if where == region]
-
-    def everywhere(self) -> list[Function]:
-        """Return all functions."""
-        return list(self._all.values())

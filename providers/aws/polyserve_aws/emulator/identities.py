@@ -86,9 +86,14 @@ class Identities:
         )
         if role is None:
             raise refusal
-        trust = statements(_text(role.assume_role_policy_document))
-        if judge(trust, "sts:AssumeRole", [arn], principals=[LAMBDA_SERVICE]) is not Verdict.ALLOWED:
+        if not self.trusts(arn, LAMBDA_SERVICE):
             raise refusal
+
+    def trusts(self, role_arn: str, principal: str) -> bool:
+        """Whether the trust policy of a role lets somebody take it on: a service, a user or another role."""
+        role = _role(role_arn)
+        rules = () if role is None else statements(_text(role.assume_role_policy_document))
+        return judge(rules, "sts:AssumeRole", [role_arn], principals=[principal]) is Verdict.ALLOWED
 
     def assume(self, role_arn: str, session_name: str) -> Principal:
         """Start a session of a role, as Lambda does for an execution environment.

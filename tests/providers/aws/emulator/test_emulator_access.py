@@ -221,3 +221,26 @@ def test_a_role_may_be_passed_under_the_condition_that_it_goes_to_lambda(account
         Code={"ZipFile": upload()},
     )
     assert made["State"] == "Pending"
+
+
+def test_a_role_can_be_assumed_by_whom_it_trusts_and_then_may_what_its_policies_say(account, bucket, policy):
+    user = account.user(policy("sts:AssumeRole"))
+    arn = user.client("sts").get_caller_identity()["Arn"]
+    trust = {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Principal": {"AWS": arn}, "Action": "sts:AssumeRole"}],
+    }
+    role = account.role("s3:PutObject", trust=trust)
+    keys = user.client("sts").assume_role(RoleArn=role, RoleSessionName="session")["Credentials"]
+    s3 = account.client(
+        "s3",
+        aws_access_key_id=keys["AccessKeyId"],
+        aws_secret_access_key=keys["SecretAccessKey"],
+        aws_session_token=keys["SessionToken"],
+    )
+
+    assert s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    with pytest.raises(ClientError, match=r"assumed-role/.*s3:GetObject"):
+        s3.get_object(Bucket=bucket, Key="k")
+    with pytest.raises(ClientError, match="AccessDenied"):
+        user.client("sts").assume_role(RoleArn=account.role(), RoleSessionName="session")

@@ -310,6 +310,8 @@ def test_a_record_of_many_lines_is_one_event_among_the_lines_that_were_printed(a
 
 def test_a_traceback_is_one_event(account, function):
     account.invoke(function, {"do": "raise"})
-    events = account.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{function}", filterPattern="broken")["events"]
+    events = account.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{function}", filterPattern="broken")[
+        "events"
+    ]
 
     assert any("[ERROR] ValueError: broken on purpose\nTraceback" in event["message"] for event in events)
