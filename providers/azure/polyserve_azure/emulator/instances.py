@@ -1,0 +1,272 @@
+"""One instance of an app: a process under the Functions engine, and the wire to it.
+
+Life of an instance: `start` waits until the engine has indexed the app; `invoke` has one of its functions answer, several
+at a time; `stop` ends it with everything it has started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from polyserve_azure.emulator.worker import FRAME
+
+START_PATIENCE_S = 60.0
+"""How long an instance may take to start: the host's own `functions.worker.startupTimeout`."""
+WORKER = Path(__file__).with_name("worker.py")
+BOOT = "import sys;del sys.argv[0];name=sys.argv[0];exec(compile(open(name,'rb').read(),name,'exec'),{'__name__':'__main__'})"
+"""Runs the worker without putting its directory, which is the emulator's, on the search path."""
+PARENT_DEATH = (
+    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
+    "sys.exit(0) if os.getppid()==1 else os.execv(sys.argv[1],sys.argv[1:])"
+)
+Line = tuple[float, str, int]
+"""When, what, and how severe: 0 to 4, as Application Insights has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an instance is started from.
+
+    Attributes:
+        root: The unpacked package.
+        interpreter: The program of Python.
+        engine: Directories of the engine, after everything else on the search path.
+        variables: All environment variables of the process.
+    """
+
+    root: Path
+    interpreter: str
+    engine: Sequence[str]
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """One function that the engine found."""
+
+    name: str
+    identifier: str
+    bindings: Sequence[Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a function answered; `error` where it did not."""
+
+    status: int = 500
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cookies: Sequence[str] = ()
+    body: bytes = b""
+    error: str = ""
+
+
+class Instance:
+    """One instance.
+
+    Args:
+        recipe: What it is started from.
+        scratch: Directory that is its own: `/tmp` on Azure.
+        log: Takes its lines.
+
+    Attributes:
+        functions: What the engine found in the app.
+        failure: Why it did not start.
+        indexed: Whether the engine came as far as to say so itself.
+        busy: Requests that it answers at the moment.
+        rests: How often it has run out of work.
+        retired: Whether it was ended by the platform, not by itself.
+    """
+
+    def __init__(self, recipe: Recipe, scratch: Path, log: Callable[[str, list[Line]], None]) -> None:
+        self.identifier = secrets.token_hex(16)
+        self.functions: list[Function] = []
+        self.busy = 0
+        self.rests = 0
+        self.retired = False
+        self.failure = ""
+        self.indexed = False
+        self._recipe, self._scratch, self._log = recipe, scratch, log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._gone: asyncio.Future[int] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._heard: asyncio.Future[None] | None = None
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._numbers = itertools.count(1)
+        self._pipe, self._rest = -1, b""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._gone is not None and not self._gone.done()
+
+    async def start(self) -> bool:
+        """Start the process and wait until the app is indexed; whether it is. `failure` says why it is not."""
+        loop = asyncio.get_running_loop()
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._gone, self._heard = loop.create_future(), loop.create_future()
+        ours, theirs = socket.socketpair()
+        self._pipe, write_end = os.pipe()
+        os.set_blocking(self._pipe, False)
+        recipe = self._recipe
+        # -I and -S keep site directories and the caller's variables out; -B because the package cannot be written on Azure.
+        command = [
+            *life_line(), recipe.interpreter, "-I", "-S", "-B", "-u", "-c", BOOT, str(WORKER), str(theirs.fileno()),
+            str(recipe.root), *recipe.engine,
+        ]  # fmt: skip
+        home = {"HOME": str(self._scratch), "TMPDIR": str(self._scratch), "WEBSITE_INSTANCE_ID": self.identifier}
+        try:
+            self._process = subprocess.Popen(  # noqa: ASYNC220
+                command, cwd=recipe.root, env={**recipe.variables, **home}, stdin=subprocess.DEVNULL, stdout=write_end,
+                stderr=write_end, start_new_session=True, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        finally:
+            os.close(write_end)
+            theirs.close()
+        loop.add_reader(self._pipe, self._read_output)
+        threading.Thread(target=self._watch, args=(loop, self._process), daemon=True, name="instance").start()
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=2**20)
+        self._reading = loop.create_task(self._read_wire(reader))
+        both: set[asyncio.Future[Any]] = {self._heard, self._gone}
+        await asyncio.wait(both, timeout=START_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        self.indexed = self._heard.done()
+        if not self.indexed:
+            ended = self._gone.done()
+            self.failure = (
+                f"python exited with code {self._gone.result()}" if ended else "the worker did not start in time"
+            )
+        return not self.failure
+
+    async def invoke(self, function: Function, header: Mapping[str, Any], body: bytes) -> Reply:
+        """Have a function answer a request.
+
+        Args:
+            function: The function.
+            header: `method`, `url`, `headers`, `query`, `params` and the name of the `binding`.
+            body: The request's body.
+        """
+        if self._writer is None or not self.alive:
+            return Reply(error="the instance is gone")
+        number = next(self._numbers)
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        frame = {**header, "id": number, "function": function.identifier, "invocation": str(uuid.uuid4())}
+        data = json.dumps(frame).encode()
+        try:
+            self._writer.write(FRAME.pack(len(data), len(body)) + data)
+            self._writer.write(body)
+            await self._writer.drain()
+            return await answer
+        except ConnectionError:
+            return Reply(error="the instance is gone")
+        finally:
+            self._waiting.pop(number, None)
+
+    async def stop(self) -> None:
+        """End the process, everything in its group, and its scratch directory."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, and nothing of its group is left
+                os.killpg(self._process.pid, signal.SIGKILL)
+            assert self._gone is not None
+            await self._gone
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+        if self._writer is not None:
+            self._writer.close()
+        if self._pipe >= 0:
+            self._read_output()
+            if self._rest:
+                self._take([self._rest])
+            asyncio.get_running_loop().remove_reader(self._pipe)
+            os.close(self._pipe)
+            self._pipe = -1
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    async def _read_wire(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                head, size = FRAME.unpack(await reader.readexactly(FRAME.size))
+                header = json.loads(await reader.readexactly(head))
+                self._note(header, await reader.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_result(Reply(error="the worker process ended"))
+
+    def _note(self, header: dict[str, Any], body: bytes) -> None:
+        if "log" in header:
+            severity = min(4, max(0, header["level"] // 10 - 1))
+            self._log(self.identifier, [(time.time(), header["log"], severity)])
+            return
+        if "id" in header:
+            if header.get("error"):
+                self._log(self.identifier, [(time.time(), f"{header['error']}\n{header['trace']}", 3)])
+            answer = self._waiting.get(header["id"])
+            if answer is not None and not answer.done():
+                names = ("status", "headers", "cookies", "error")
+                answer.set_result(Reply(body=body, **{name: header[name] for name in names if name in header}))
+            return
+        if "failed" in header:
+            self.failure = header["failed"]
+            self._log(self.identifier, [(time.time(), f"{header['failed']}\n{header['trace']}", 3)])
+        else:
+            self.functions = [
+                Function(name=one["name"], identifier=one["id"], bindings=one["bindings"]) for one in header["ready"]
+            ]
+        if self._heard is not None and not self._heard.done():
+            self._heard.set_result(None)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(self._note_end, code)
+
+    def _note_end(self, code: int) -> None:
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(code)
+
+    def _read_output(self) -> None:
+        while self._pipe >= 0:
+            try:
+                chunk = os.read(self._pipe, 65536)
+            except BlockingIOError:
+                return
+            if not chunk:
+                asyncio.get_running_loop().remove_reader(self._pipe)
+                return
+            *whole, self._rest = (self._rest + chunk).split(b"\n")
+            self._take(whole)
+
+    def _take(self, lines: list[bytes]) -> None:
+        now = time.time()
+        self._log(self.identifier, [(now, line.decode("utf-8", "replace"), 1) for line in lines if line])
+
+
+@lru_cache(maxsize=1)
+def life_line() -> list[str]:
+    """Return the command that has its command killed when the emulator ends, however that happens; Linux only."""
+    if sys.platform != "linux":
+        return []  # the worker ends by itself when its wire does
+    setpriv = shutil.which("setpriv")
+    if setpriv:
+        return [setpriv, "--pdeathsig", "KILL"]
+    return [str(Path(sys.executable).resolve()), "-S", "-E", "-s", "-c", PARENT_DEATH]
