@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from polyserve import registry
+from polyserve.driver import Capability
 from polyserve.testing.harness import Harness
 from polyserve.testing.ledger import Deviation, enforce
 from polyserve.testing.memory_apps import MemoryAppProvider
@@ -41,6 +42,8 @@ def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         found: Harness = MemoryHarness()
     elif request.param == "bare":
         found = MemoryHarness(capabilities=frozenset())
+    elif request.param == "single":
+        found = MemoryHarness(capabilities=frozenset(Capability) - {Capability.TRAFFIC_SPLIT})
     elif request.param == "fronted":
         found = MemoryHarness(kind=MemoryAppProvider)
     else:
