@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,9 @@ from moto.s3.models import s3_backends
 from polyserve_aws.emulator.errors import ServiceError
 from polyserve_aws.emulator.exchange import Answer, Call
 from polyserve_aws.emulator.identities import ACCOUNT, PARTITION
+
+LOG_EVENT_LIMIT = 256 * 1024 - 26
+"""Largest event of a log, in bytes: what is longer is cut (CloudWatch Logs quotas, read 2026-11-20)."""
 
 
 class Services:
@@ -219,8 +222,31 @@ def write_log(region: str, group: str, stream: str, events: list[tuple[int, str]
             return
         backend.ensure_log_group(group)
     backend.ensure_log_stream(group, stream)
-    if events:
-        backend.put_log_events(group, stream, [{"timestamp": at, "message": text} for at, text in events])
+    for batch in _batches(events):
+        backend.put_log_events(group, stream, batch)
+
+
+def _batches(events: list[tuple[int, str]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield events as PutLogEvents takes them: in the order of time, and not too many or too much at once.
+
+    What a process printed is dated when it was read, a record of its logger when it was written: the order in which they
+    came is true, so that no event is dated before the one that came before it.
+    """
+    batch: list[dict[str, Any]] = []
+    size, latest = 0, 0
+    for at, text in events:
+        latest = max(latest, at)
+        message = (
+            text if len(text) <= LOG_EVENT_LIMIT // 4 else text.encode()[:LOG_EVENT_LIMIT].decode("utf-8", "ignore")
+        )
+        weight = len(message.encode()) + 26
+        if batch and (size + weight > 2**20 or len(batch) == 10_000):
+            yield batch
+            batch, size = [], 0
+        batch.append({"timestamp": latest, "message": message})
+        size += weight
+    if batch:
+        yield batch
 
 
 def find_api(api_id: str) -> tuple[str, Any] | None:

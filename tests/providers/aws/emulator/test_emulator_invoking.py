@@ -315,3 +315,14 @@ def test_a_traceback_is_one_event(account, function):
     ]
 
     assert any("[ERROR] ValueError: broken on purpose\nTraceback" in event["message"] for event in events)
+
+
+def test_more_than_fits_into_one_call_is_logged_all_the_same(account, pack):
+    source = "def handler(event, context):\n    for number in range(1500):\n        print(number, 'x' * 1000)\n    print('y' * 300_000)\n"
+    name = account.function(pack({"app.py": source}))
+    account.invoke(name, {})
+    pages = account.client("logs").get_paginator("filter_log_events").paginate(logGroupName=f"/aws/lambda/{name}")
+    messages = [event["message"] for page in pages for event in page["events"]]
+
+    assert [text for text in messages if text.endswith("x\n")] == [f"{number} {'x' * 1000}\n" for number in range(1500)]
+    assert [len(text) for text in messages if text.startswith("y")] == [256 * 1024 - 26]
