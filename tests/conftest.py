@@ -34,6 +34,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 TESTS = Path(__file__).resolve().parent
 TIERS = {"unit", "contract", "providers", "e2e", "architecture", "benchmarks", "live"}
 ELSEWHERE = "it belongs into tests/contract, tests/providers or tests/e2e"
+# What an emulator installs (Azurite: 190 MB in 20 s) is the same for every test: exact versions, which nothing changes.
+_CACHE = os.environ.get("POLYSERVE_CACHE") or Path.home() / ".cache" / "polyserve"
+EMULATORS = os.environ.get("POLYSERVE_EMULATORS") or str(Path(_CACHE).absolute() / "emulators")
 PATIENCE_S = 10.0
 """How long a process that is on its way out may take before it counts as left behind."""
 
@@ -145,7 +148,10 @@ def _environment(root: Path) -> dict[str, str]:
     for name in ("HOME", "TMPDIR"):
         variables[name].mkdir(parents=True)
     # scikit-learn counts physical cores by running lscpu; told how many it may use, it starts no process.
-    return {name: str(path) for name, path in variables.items()} | {"LOKY_MAX_CPU_COUNT": "1"}
+    return {name: str(path) for name, path in variables.items()} | {
+        "LOKY_MAX_CPU_COUNT": "1",
+        "POLYSERVE_EMULATORS": EMULATORS,
+    }
 
 
 def _replace_environment(root: Path) -> dict[str, str]:

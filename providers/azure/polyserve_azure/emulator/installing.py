@@ -27,9 +27,9 @@ SDK = {False: "azure-functions==1.26.0", True: "azure-functions==2.3.0"}
 
 
 def cache_directory() -> Path:
-    """Return where what is installed is kept."""
-    home = os.environ.get("POLYSERVE_CACHE") or Path.home() / ".cache" / "polyserve"
-    return Path(home).absolute() / "emulators" / "azure"
+    """Return where what is installed is kept: `$POLYSERVE_EMULATORS`, else `emulators` in the cache."""
+    cache = Path(os.environ.get("POLYSERVE_CACHE") or Path.home() / ".cache" / "polyserve")
+    return Path(os.environ.get("POLYSERVE_EMULATORS") or cache / "emulators").absolute() / "azure"
 
 
 def find_node() -> str:
