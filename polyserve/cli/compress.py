@@ -23,7 +23,10 @@ Examples:
 @click.command("compress", short_help="Make a smaller package of a model.", epilog=EXAMPLES)
 @options.model
 @click.option(
-    "--method", metavar="METHOD", required=True, help="fp16, int8, int8-static (ONNX) or lossless (scikit-learn)."
+    "--method",
+    metavar="METHOD",
+    required=True,
+    help="fp16, int8, int8-static (ONNX), fp16 (PyTorch), lossless (scikit-learn).",
 )
 @click.option("--data", metavar="FILE", type=click.Path(), help="Rows of input (.npy, .csv, .json).")
 @click.option("--labels", metavar="FILE", type=click.Path(), help="The right answer to each row of --data.")

@@ -29,8 +29,14 @@ __all__ = ["MAX_DROP", "Compressed", "Measured", "compress", "methods_of"]
 MAX_DROP = 0.005
 """How much of its score a model may lose, where the caller does not say."""
 
-_FAMILIES = {"onnx": "onnx", "sklearn": "sklearn"}
+_FAMILIES = {"onnx": "onnx", "sklearn": "sklearn", "torch": "torch"}
 """The module of methods for each flavor that has any."""
+
+_ELSEWHERE = {
+    "tensorflow": "convert it with tf.lite.TFLiteConverter, whose optimizations are fp16 and int8, and package the .tflite file it writes",
+    "tflite": "set tf.lite.TFLiteConverter's optimizations when it is converted, and package the file it writes then",
+}
+"""What to do instead with models that only their own framework's converter can make smaller."""
 
 _WAY_OUT = "compile it to ONNX first (polyserve package MODEL --compile onnx), and compress that package"
 
@@ -122,7 +128,7 @@ def compress(
 
     Args:
         model: A package, its digest, or whatever `polyserve.package` takes.
-        method: How: `fp16`, `int8` or `int8-static` for ONNX, `lossless` for scikit-learn.
+        method: How: `fp16`, `int8` or `int8-static` for ONNX, `fp16` for PyTorch modules, `lossless` for scikit-learn.
         data: Rows of input as the model takes them. `int8-static` is calibrated with some of them.
         labels: The right answer to each row of `data`. Only a lossless method does without.
         max_drop: How much the score may drop: 0.005 of accuracy is half a percent of the rows.
@@ -204,6 +210,8 @@ def methods_of(flavor: str) -> dict[str, Method]:
 
 def _method(original: ModelPackage, name: str) -> Method:
     flavor = original.manifest.flavor
+    if flavor in _ELSEWHERE:
+        raise _refusal(f"a model of flavor {flavor} is not compressed here: {_ELSEWHERE[flavor]}", name)
     there = methods_of(flavor)
     if name in there:
         return there[name]

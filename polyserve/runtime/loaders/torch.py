@@ -128,11 +128,21 @@ def load(root: Path, manifest: Manifest) -> TorchModel:
         return TorchModel(open_script(path), manifest.signature)
     if loader["format"] == "class":
         module = attrgetter(loader["attribute"])(import_module(loader["module"]))()
-        module.load_state_dict(read_tensors(path))
+        module.load_state_dict(_weights(path, loader))
     else:
         with (root / loader["skeleton"]).open("rb") as file:
-            module = Skeleton(file, read_tensors(path)).load()
+            module = Skeleton(file, _weights(path, loader)).load()
     return TorchModel(module.eval().requires_grad_(False), manifest.signature)
+
+
+def _weights(path: Path, loader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a file of weights; those that were stored in half precision as what they are computed with."""
+    import torch
+
+    tensors = read_tensors(path)
+    if loader.get("stored") != "F16":
+        return tensors
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 
 
 def open_script(source: Any) -> Any:
