@@ -6,7 +6,7 @@ Only what no code of a model reads while it answers: who needs more to go asks f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -16,10 +16,7 @@ from packaging.version import Version
 from polyserve.bundle import elf
 from polyserve.bundle.contents import Content, Contents
 
-__all__ = ["FORMAT", "SLIM", "Slimmed", "for_graphics_cards", "on_processors", "standard"]
-
-FORMAT = 1
-"""Version of the rules below; part of a bundle's key."""
+__all__ = ["SLIM", "Slimmed", "for_graphics_cards", "on_processors", "standard"]
 
 SLIM = ("standard", "off", "traced")
 """How much of the dependencies is left out."""
@@ -42,6 +39,11 @@ _METADATA = re.compile(
 )
 # The Python binding has the runtime linked into it; the library beside it is for C programs (29 MB).
 _SECOND_COPIES = re.compile(r"onnxruntime/capi/libonnxruntime\.so[.\d]*")
+_IMPORT = re.compile(
+    r"^[ \t]*(?:import[ \t]+(?P<module>[\w.]+)"
+    r"|from[ \t]+(?P<name>[\w.]+)[ \t]+import[ \t]*(?:\((?P<many>[^)]*)\)|(?P<names>[\w, \t]*)))",
+    re.MULTILINE,
+)
 _LIBRARY = re.compile(r"\.so(\.\d+)*$")
 
 _CUDA = re.compile(r"nvidia-.+|triton|pytorch-triton.*|cuda-(toolkit|bindings|pathfinder)")
@@ -84,8 +86,9 @@ def standard(files: Contents) -> Slimmed:
     """
     kept: dict[str, Content] = {}
     dropped: dict[str, int] = {}
+    needed = _imported_tests(files)
     for path, content in files.items():
-        reason = _reason(path)
+        reason = None if path in needed else _reason(path)
         if reason is not None:
             dropped[reason] = dropped.get(reason, 0) + content.size
             continue
@@ -109,6 +112,43 @@ def _reason(path: str) -> str | None:
     if _SECOND_COPIES.fullmatch(path):
         return "second copies"
     return _BY_SUFFIX.get(PurePosixPath(name).suffix.lower())
+
+
+def _imported_tests(files: Contents) -> frozenset[str]:
+    """Return the modules of tests that other modules import: numpy 2.2's own `testing` imports one, and scikit-learn that."""
+    pending = [path for path in files if path.endswith(".py") and _reason(path) != "tests"]
+    needed: set[str] = set()
+    while pending:
+        path = pending.pop()
+        source = files[path].read()
+        if b"tests" not in source and _reason(path) != "tests":
+            continue
+        found = {inside for name in _names_of_tests(source.decode(errors="replace"), path) for inside in _places(name)}
+        new = (found & files.keys()) - needed
+        needed |= new
+        pending += sorted(inside for inside in new if _reason(inside) == "tests")
+    return frozenset(needed)
+
+
+def _names_of_tests(source: str, path: str) -> Iterator[str]:
+    """Yield the dotted names that a module's lines import from packages of tests."""
+    for match in _IMPORT.finditer(source):
+        name, names = match["name"] or match["module"], re.findall(r"\w+", match["many"] or match["names"] or "")
+        dots = len(name) - len(name.lstrip("."))
+        if dots:
+            package = path.split("/")[:-dots]
+            name = ".".join([*package, *filter(None, [name[dots:]])])
+        for whole in (name, *(f"{name}.{each}" for each in names)):
+            if "tests" in whole.split("."):
+                yield whole
+
+
+def _places(name: str) -> Iterator[str]:
+    """Yield where a module may be, and the packages around it."""
+    parts = name.split(".")
+    yield "/".join(parts) + ".py"
+    for depth in range(len(parts), 0, -1):
+        yield "/".join([*parts[:depth], "__init__.py"])
 
 
 def _without_symbols(path: str, content: Content) -> Content:

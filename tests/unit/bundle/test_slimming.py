@@ -120,3 +120,27 @@ def test_a_library_that_was_cut_still_loads_and_computes(tmp_path):
     assert (tmp_path / "cut.so").stat().st_size < len(padded)
     assert ctypes.CDLL(str(tmp_path / "cut.so")).PyInit__splitter
     assert elf.loaded_size(tmp_path / "cut.so") is None
+
+
+def test_tests_that_other_modules_import_stay_with_the_packages_around_them():
+    # numpy 2.2: numpy.testing imports numpy._core.tests._natype, and scikit-learn imports numpy.testing.
+    files = {
+        "numpy/testing/utils.py": "from numpy import isnan\nfrom numpy._core.tests._natype import pd_NA\n",
+        "numpy/_core/tests/__init__.py": "",
+        "numpy/_core/tests/_natype.py": "from . import deeper\n",
+        "numpy/_core/tests/deeper.py": "",
+        "numpy/_core/tests/test_multiarray.py": "import numpy._core.tests._locales\n",
+        "numpy/_core/tests/_locales.py": "",
+        "pack/a.py": "    from .tests import (\n        one,\n        two,\n    )\n",
+        "pack/tests/__init__.py": "",
+        "pack/tests/one.py": "",
+        "pack/tests/three.py": "",
+    }
+
+    done = slimming.standard({path: of_text(text) for path, text in files.items()})
+
+    assert files.keys() - done.files.keys() == {
+        "numpy/_core/tests/test_multiarray.py",
+        "numpy/_core/tests/_locales.py",
+        "pack/tests/three.py",
+    }
