@@ -23,7 +23,7 @@ from polyserve_aws.observing import api_url, versions_of
 from polyserve_aws.settings import AwsSettings
 from polyserve_aws.signing import Signer
 
-__all__ = ["LambdaInvoker"]
+__all__ = ["LambdaInvoker", "Way"]
 
 EVENT_BYTES = 6 * 1024 * 1024 - 16_384
 """Largest body in an event, once it is base64: Lambda's 6 MB less headers and braces. Lambda's quotas, 2026-11."""
@@ -37,7 +37,7 @@ _TEXT = ("text/", "application/json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class _Way:
+class Way:
     """What `prepare` and `parse` need to know beside the address.
 
     Attributes:
@@ -111,7 +111,7 @@ class LambdaInvoker:
             url, public = found["FunctionUrl"].rstrip("/"), found["AuthType"] == "NONE"
         parts = urlsplit(url)
         signer = Signer(*credentials, region=lambda_.meta.region_name, service="lambda")
-        way = _Way(
+        way = Way(
             signer=signer,
             host=parts.netloc,
             path=f"{parts.path}/invocations" if direct else parts.path,
@@ -145,7 +145,7 @@ class LambdaInvoker:
     def prepare(self, address: Address, request: Request) -> HttpCall:
         """Sign the request, or the event that it becomes."""
         way = address.context
-        assert isinstance(way, _Way)
+        assert isinstance(way, Way)
         headers = dict(request.headers)
         if request.request_id:
             headers["x-request-id"] = request.request_id
@@ -167,7 +167,7 @@ class LambdaInvoker:
 
     @staticmethod
     def _direct(
-        way: _Way, request: Request, headers: Mapping[str, str], body: bytes | memoryview, detour: Detour
+        way: Way, request: Request, headers: Mapping[str, str], body: bytes | memoryview, detour: Detour
     ) -> HttpCall:
         head = json.dumps(
             {"polyserve": 1, "method": request.method, "path": request.path, "headers": headers}, separators=(",", ":")
@@ -182,7 +182,7 @@ class LambdaInvoker:
     def parse(self, address: Address, reply: HttpReply) -> Response:
         """Read the function's answer out of Lambda's, or out of the object that it was put into."""
         way = address.context
-        assert isinstance(way, _Way)
+        assert isinstance(way, Way)
         headers = reply.headers
         if headers.get("content-type") == ANSWER_TYPE:
             return _unpacked(reply.body)
@@ -197,7 +197,7 @@ class LambdaInvoker:
         return Response(status=reply.status, headers=headers, body=reply.body)
 
 
-def _fits_as_text(way: _Way, headers: Mapping[str, str], body: bytes | memoryview) -> bool:
+def _fits_as_text(way: Way, headers: Mapping[str, str], body: bytes | memoryview) -> bool:
     """Return whether a function URL passes a body on as it is; what is escaped in it is counted."""
     if way.direct or not headers.get("content-type", "").startswith(_TEXT):
         return False
