@@ -68,7 +68,8 @@ class Content:
             raise self._changed()
 
     def _changed(self) -> PackageError:
-        message = f"{str(self.source)!r} was changed after it was first read: remove its directory and build again"
+        way_out = "remove its directory from the cache and build again" if self.shared else "build again"
+        message = f"{str(self.source)!r} was changed after it was first read: {way_out}"
         return PackageError(message, operation="build", resource=str(self.source))
 
 

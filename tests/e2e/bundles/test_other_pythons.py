@@ -69,7 +69,9 @@ def test_where_no_python_has_the_wheels_the_reason_is_that_of_its_own(onnx_packa
 
 
 def test_code_and_pickles_stay_with_their_python(cloud, tmp_path: Path, monkeypatch):
-    (tmp_path / "doubling_rows.py").write_text("def predict(rows):\n    return [[2 * x for x in row] for row in rows]\n")
+    (tmp_path / "doubling_rows.py").write_text(
+        "def predict(rows):\n    return [[2 * x for x in row] for row in rows]\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     made = package("doubling_rows:predict", sample=[[1.0]], into=tmp_path / "kept")

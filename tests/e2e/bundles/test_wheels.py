@@ -129,7 +129,7 @@ def test_a_file_that_somebody_changed_is_noticed(make_wheel):
     content.source.unlink()
     content.source.write_text("x = 2")
 
-    with pytest.raises(PackageError, match=r"plain\.py' was changed .* remove its directory"):
+    with pytest.raises(PackageError, match=r"plain\.py' was changed .* remove its directory from the cache"):
         content.read()
 
 

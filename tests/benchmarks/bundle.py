@@ -1,0 +1,122 @@
+"""Measure how long a bundle of scikit-learn takes, beside `uv pip install --target` and Python's `zipfile`, in one run.
+
+    python tests/benchmarks/bundle.py [--json | --markdown] [--rounds N]
+
+Wheels are in uv's own cache throughout. `plain` is what a recipe does: install into a directory, compress it with `zipfile`. `first` is a
+bundle with nothing of polyserve's in its cache: fetched, slimmed, compiled and compressed. `dependencies known` is the first bundle of a
+machine that has the tree and its byte-code, but nothing compressed. `next model` has the dependencies of the one before, as every new
+version of a model has. `again` is the same once more. Rounds are interleaved; the median counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def cases(folder: Path) -> dict[str, Callable[[], int]]:
+    """Return what to time, in the order of a round; each returns the size of its archive."""
+    from sklearn.datasets import load_digits
+    from sklearn.ensemble import RandomForestClassifier
+
+    import polyserve
+    from polyserve import registry
+    from polyserve.bundle import Target, build, machine
+    from polyserve.bundle.installers import find_uv
+    from polyserve.driver import BundleForm
+
+    rows, labels = load_digits(return_X_y=True)
+    models = [
+        polyserve.package(
+            RandomForestClassifier(trees, random_state=0).fit(rows, labels),
+            name="digits",
+            sample=rows[:5],
+            compile="off",
+            into=folder / "packages",
+        )
+        for trees in (10, 11)
+    ]
+    form = BundleForm(dependencies=".", glibc={PYTHON: (2, 34)})
+    info = dataclasses.replace(registry.info("local"), bundle=form)
+    target = Target.of(info, python=PYTHON, architecture=machine())
+    uv, cache = find_uv(), Path(os.environ["POLYSERVE_CACHE"])
+    if uv is None:
+        sys.exit("this compares with uv: pip install uv")
+
+    def plain() -> int:
+        tree, archive = folder / "plain", folder / "plain.zip"
+        shutil.rmtree(tree, ignore_errors=True)
+        where = ["--python-platform", target.uv_platform, "--python-version", PYTHON, "--python", sys.executable]
+        command = [uv, "pip", "install", "-q", "--no-deps", "--only-binary", ":all:", *where, "--target", str(tree)]
+        subprocess.run([*command, *models[0].manifest.requirements], check=True)
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+            for path in sorted(tree.rglob("*")):
+                if path.is_file():
+                    out.write(path, path.relative_to(tree))
+        return archive.stat().st_size
+
+    def bundle(model: int, *gone: str) -> Callable[[], int]:
+        def run() -> int:
+            for name in gone:
+                shutil.rmtree(cache / name, ignore_errors=True)
+            return build(models[model], info, python=PYTHON, architecture=machine()).size
+
+        return run
+
+    return {
+        "plain": plain,
+        "first": bundle(0, "wheels", "bytecode", "members", "bundles"),
+        "dependencies known": bundle(0, "members", "bundles"),
+        "next model": bundle(1, "bundles"),
+        "again": bundle(1),
+    }
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--markdown", action="store_true", help="print a table for the documentation")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="polyserve-bench-") as folder:
+        os.environ["POLYSERVE_CACHE"] = str(Path(folder, "cache"))
+        timed = cases(Path(folder))
+        timed["first"]()  # so that uv has the wheels
+        seconds: dict[str, list[float]] = {name: [] for name in timed}
+        sizes: dict[str, int] = {}
+        for _ in range(options.rounds):
+            for name, run in timed.items():
+                began = time.perf_counter()
+                sizes[name] = run()
+                seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    table = [
+        (name, f"{medians[name]:.2f}", f"{medians['plain'] / medians[name]:.1f}", f"{sizes[name] / 1e6:.1f}")
+        for name in timed
+    ]
+    if options.json:
+        print(json.dumps({name: {"s": round(medians[name], 3), "bytes": sizes[name]} for name in timed}))
+    elif options.markdown:
+        print("| bundle | s | times faster than plain | MB |\n| --- | --- | --- | --- |")
+        print("\n".join(f"| {' | '.join(row)} |" for row in table))
+    else:
+        for row in (("", "s", "x plain", "MB"), *table):
+            print(f"{row[0]:20} {row[1]:>8} {row[2]:>8} {row[3]:>8}")
+
+
+if __name__ == "__main__":
+    main()
