@@ -50,7 +50,7 @@ ROW = np.array([[5.1, 3.5, 1.4, 0.2]])
 
 
 def serve() -> None:
-    """Answer every POST on a free port, as Invoke or as a function URL by its path; the port goes to standard output. Ends with its parent."""
+    """Answer every POST on a free port, as Invoke or as a function URL by its path; tell the port. Ends with its parent."""
     tensors = [Tensor.from_numpy("predict", np.array([0]))]
     body, headers = protocol.format_infer(tensors, model="iris", version="1", binary=frozenset({"predict"}))
     headers |= {"x-request-id": "0" * 24, "x-polyserve-revision": "1", "server-timing": "total;dur=0.1"}
