@@ -70,5 +70,10 @@ class Entra:
 
 def _refuse(status: int, error: str, text: str) -> Answer:
     return json_answer(
-        status, {"error": error, "error_description": text, "error_codes": [int(text[5:].partition(":")[0])]}
+        status,
+        {
+            "error": error,
+            "error_description": text,
+            "error_codes": [int(text.removeprefix("AADSTS").partition(":")[0])],
+        },
     )
