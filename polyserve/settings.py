@@ -280,7 +280,8 @@ def _environment(environ: Mapping[str, str]) -> _Layer:
             continue
         if name in known:
             common[known[name]] = text
-        elif name != f"{_PREFIX}PROFILE":
+        # The second is where emulators are installed: no setting, though it looks like one that was mistyped.
+        elif name not in {f"{_PREFIX}PROFILE", f"{_PREFIX}EMULATORS"}:
             refuse_misspelt(name, [*known, f"{_PREFIX}PROFILE"])
     return _Layer(origin="environment", common=common, options={})
 

@@ -313,7 +313,14 @@ def test_a_name_that_nobody_reads_is_refused_with_the_nearest_right_one(settle, 
 
 
 def test_variables_of_other_parts_are_left_alone(settle):
-    settle(environ={"POLYSERVE_HOME": "/h", "POLYSERVE_CACHE": "/c", "POLYSERVE_ACME_TOKEN": "of another"})
+    settle(
+        environ={
+            "POLYSERVE_EMULATORS": "/elsewhere",
+            "POLYSERVE_HOME": "/h",
+            "POLYSERVE_CACHE": "/c",
+            "POLYSERVE_ACME_TOKEN": "of another",
+        }
+    )
 
 
 def test_an_unknown_provider_lists_those_there_are(settle):
