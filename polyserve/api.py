@@ -19,7 +19,7 @@ from polyserve.comparison import Comparison, compare
 from polyserve.deployment import Deployment
 from polyserve.driver import Scaling
 from polyserve.errors import InvalidArgumentError, NotFoundError, UnsupportedError
-from polyserve.grouping import roll_out_group
+from polyserve.grouping import deploying, roll_out_group
 from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
 from polyserve.model import ModelPackage, package
@@ -27,7 +27,7 @@ from polyserve.model.compress import compress
 from polyserve.model.partition import partition, parts_of
 from polyserve.planner import Desired, Plan
 from polyserve.planner import plan as _plan
-from polyserve.records import DeploymentRecord, load, names
+from polyserve.records import load, names
 from polyserve.rollout import Event, Target, desire, observe, roll_out
 from polyserve.settings import Settings, resolve
 from polyserve.standing import DeploymentStatus, status_of
@@ -212,9 +212,15 @@ def deploy(
     try:
         packaged = _packaged(model, name, asked)
         if parts_of(packaged):
-            group = name or packaged.name
             again = asked | {"provider": provider, "profile": profile, "emulate": emulate}
-            record = _deploy_group(target, packaged, name=group, settings=settings, asked=again, on_event=on_event)
+            record = roll_out_group(
+                target,
+                packaged,
+                name=name or packaged.name,
+                timeout_s=settings.timeout_s,
+                canary=canary,
+                deploy_part=deploying(deploy, again, on_event),
+            )
             return Deployment(target, record)
         desired, bundle = _desired(packaged, name, settings, target, asked, on_event=on_event)
         roll_out(target, desired, packaged, bundle, listener=on_event)
@@ -381,27 +387,6 @@ def _packaged(model: object, name: str | None, asked: Mapping[str, Any]) -> Mode
         sample=asked.get("sample"),
         compile=asked.get("compile", "auto"),
     )
-
-
-def _deploy_group(
-    target: Target,
-    package: ModelPackage,
-    *,
-    name: str,
-    settings: Settings,
-    asked: Mapping[str, Any],
-    on_event: Callable[[Event], None] | None,
-) -> DeploymentRecord:
-    def deploy_part(part: ModelPackage, part_name: str, renew: Callable[[], None]) -> None:
-        def told(event: Event) -> None:
-            renew()
-            if on_event is not None:
-                on_event(event)
-
-        deploy(part, name=part_name, **asked, on_event=told).close()
-
-    canary, timeout_s = asked["canary"], settings.timeout_s
-    return roll_out_group(target, package, name=name, timeout_s=timeout_s, canary=canary, deploy_part=deploy_part)
 
 
 def _desired(

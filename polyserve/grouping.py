@@ -11,23 +11,49 @@ before, or they wait: no answer is ever put together of parts of two versions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from typing import Any
 
 from polyserve.errors import FailedPreconditionError, NotFoundError, UnsupportedError, VerificationError, translating
 from polyserve.group import GroupEndpoint
 from polyserve.model import ModelPackage
 from polyserve.model.partition import parts_of
 from polyserve.records import DeploymentRecord, GroupPart, GroupSpec, leased, load
-from polyserve.rollout import Target
+from polyserve.rollout import Event, Target
 from polyserve.runtime.combining import SEQUENCE
 from polyserve.teardown import destroy
 
-__all__ = ["roll_out_group"]
+__all__ = ["deploying", "roll_out_group"]
 
 DeployPart = Callable[[ModelPackage, str, Callable[[], None]], None]
 """Deploys one part under a name, and calls the function now and then, so that the group's lease is kept."""
+
+
+def deploying(
+    deploy: Callable[..., AbstractContextManager[object]],
+    asked: Mapping[str, Any],
+    on_event: Callable[[Event], None] | None,
+) -> DeployPart:
+    """Return what deploys a part as the whole was asked to be deployed.
+
+    Args:
+        deploy: The verb, which gives what is to be closed.
+        asked: What it is asked with.
+        on_event: Told of every step, too.
+    """
+
+    def deploy_part(part: ModelPackage, name: str, renew: Callable[[], None]) -> None:
+        def told(event: Event) -> None:
+            renew()
+            if on_event is not None:
+                on_event(event)
+
+        with deploy(part, name=name, **asked, on_event=told):
+            pass
+
+    return deploy_part
 
 
 def roll_out_group(

@@ -58,6 +58,7 @@ def split(original: ModelPackage, parts: int) -> Split:
         "method": method,
         "classes": 0 if classes is None else len(classes),
         "as_array": as_array,
+        "trees": any(parent.__name__ == "BaseForest" for parent in type(estimator).__mro__),
     }
     return Split(
         writers=[_writer(original, members[begin:end], loader) for begin, end in shares(len(members), parts)],

@@ -28,7 +28,8 @@ class MembersModel:
 
     Args:
         members: Each member: the estimator, the columns it takes (`None` for all), the classes it knows (`None` for all), its weight.
-        loader: The method that is asked, the number of classes (0 for numbers), and whether members take arrays only.
+        loader: The method that is asked, the number of classes (0 for numbers), whether members take arrays only, and whether they are the
+            trees of a forest, which all take the same.
         signature: What goes in and out.
     """
 
@@ -40,6 +41,7 @@ class MembersModel:
         self._method: str = loader["method"]
         self._classes: int = loader["classes"]
         self._as_array: bool = loader["as_array"]
+        self._are_trees: bool = loader["trees"]
 
     def answer(self, inputs: Sequence[Tensor]) -> object:
         """Return the sum of the members' answers: one number for each row, or one for each class.
@@ -51,12 +53,14 @@ class MembersModel:
 
         rows = values.from_tensors(inputs, self.signature.input_kind)
         if self._as_array:
-            rows = np.asarray(rows)
+            # What trees are asked with; the first of them checks it, and for all of them.
+            rows = np.ascontiguousarray(rows, "f4") if self._are_trees else np.asarray(rows)
         count = inputs[0].rows
         total = np.zeros((count, self._classes) if self._classes else count)
         try:
-            for member, columns, classes, weight in self._members:
-                answer = self._asked(member, rows if columns is None else rows[:, columns], count)
+            for number, (member, columns, classes, weight) in enumerate(self._members):
+                known = {"check_input": False} if self._are_trees and number else {}
+                answer = self._asked(member, rows if columns is None else rows[:, columns], count, known)
                 # A member that weighs nothing more or less than the others is added as it is: no bit may change.
                 answer = answer if weight == 1 else answer * weight
                 if classes is None:
@@ -78,11 +82,11 @@ class MembersModel:
             return []
         return [Tensor.from_numpy(SUM, cast("Array", self.answer(inputs)))]
 
-    def _asked(self, member: Any, rows: Any, count: int) -> Array:
+    def _asked(self, member: Any, rows: Any, count: int, known: Mapping[str, bool]) -> Array:
         import numpy as np
 
         if self._method != VOTES:
-            return cast("Array", getattr(member, self._method)(rows))
+            return cast("Array", getattr(member, self._method)(rows, **known))
         votes = np.zeros((count, self._classes))
         votes[np.arange(count), member.predict(rows).astype("i8")] = 1
         return votes
