@@ -11,7 +11,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from polyserve_azure.emulator.hosting import Limits
+from polyserve_azure.emulator.limits import Limits
 from polyserve_azure.emulator.server import SETTLE_S, Emulator
 
 DEFAULTS = Limits()

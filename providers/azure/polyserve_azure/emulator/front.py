@@ -19,10 +19,9 @@ from urllib.parse import parse_qsl
 from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.fleet import App, NotRunning
 from polyserve_azure.emulator.instances import Instance, Reply
+from polyserve_azure.emulator.limits import Limits
 from polyserve_azure.emulator.routes import Route, find_route, make_routes
 
-REQUEST_LIMIT = 210_000_000
-"""Largest body in bytes: "210 MB"."""
 TARGET_LIMIT = 8192
 """Longest path and query: Kestrel's limit of a request line."""
 HOMEPAGE = b"<!DOCTYPE html><html><body><h1>Your Azure Function App is up and running.</h1></body></html>"
@@ -70,12 +69,11 @@ class Front:
     """Answers the requests to apps.
 
     Args:
-        response_limit_s: After how long the load balancer gives up on an answer; 230 s on Azure.
-        request_limit: Largest body, in bytes.
+        limits: What is allowed.
     """
 
-    def __init__(self, *, response_limit_s: float = 230.0, request_limit: int = REQUEST_LIMIT) -> None:
-        self._response_limit_s, self._request_limit = response_limit_s, request_limit
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
 
     async def answer(self, hosting: Hosting, call: Call, path: str) -> Answer:
         """Answer one request.
@@ -89,7 +87,7 @@ class Front:
         if refusal is not None:
             return refusal
         try:
-            async with asyncio.timeout(self._response_limit_s):
+            async with asyncio.timeout(self._limits.response_s):
                 return await self._through_instance(hosting, call, path)
         except TimeoutError:
             return _page(504, "504.0 GatewayTimeout")
@@ -101,7 +99,7 @@ class Front:
         for holds, answer in (
             (hosting.app.stopped, _page(403, "Error 403 - This web app is stopped.")),
             (len(path) + len(call.raw_query) > TARGET_LIMIT, Answer(414)),
-            (len(call.body) > self._request_limit, Answer(413)),
+            (len(call.body) > self._limits.request_bytes, Answer(413)),
             (not allowed, refused),
             (path == "/" and hosting.homepage, Answer(200, {"content-type": "text/html"}, HOMEPAGE)),
         ):

@@ -27,7 +27,9 @@ class Listener:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._web = web.Server(self._serve, access_log=None, auto_decompress=False, read_bufsize=2**20)
+        self._web = web.Server(
+            self._serve, access_log=None, auto_decompress=False, read_bufsize=2**20, max_line_size=2**16
+        )
         self._server: asyncio.Server | None = None
 
     async def open(self, port: int = 0) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from polyserve_azure.emulator.fleet import App, Scale
 from polyserve_azure.emulator.front import Hosting, read_host_json, read_timeout
 from polyserve_azure.emulator.installing import find_interpreter, install_engine, install_messages
 from polyserve_azure.emulator.instances import Line, Recipe
+from polyserve_azure.emulator.limits import Limits
 from polyserve_azure.emulator.principals import Principals
 from polyserve_azure.emulator.resources import Resource
 from polyserve_azure.emulator.siterules import DEFAULT_CONCURRENCY
@@ -21,28 +21,6 @@ from polyserve_azure.emulator.worker import OFFICIAL
 
 MESSAGES = Path("tests", "protos")
 """Where the wheel has the official messages."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What this machine allows, and Azure's own numbers where a test wants others.
-
-    Attributes:
-        instances: Most instances of an app, whatever its `maximumInstanceCount`.
-        idle_s: How long an instance is kept without work.
-        response_s: After how long the load balancer gives up on an answer.
-        request_bytes: Largest body of a request.
-        official_messages: Whether instances are driven with the official protobuf messages.
-        broken_publish_succeeds: Whether a deployment of an app that does not start ends as a success without functions,
-            instead of as a failure; real ones have been seen to do either.
-    """
-
-    instances: int = 8
-    idle_s: float = 300.0
-    response_s: float = 230.0
-    request_bytes: int = 210_000_000
-    official_messages: bool = False
-    broken_publish_succeeds: bool = False
 
 
 class HostingPlatform:

@@ -115,8 +115,9 @@ class Instance:
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs."""
-        return self._gone is not None and not self._gone.done()
+        """Whether its process runs and listens."""
+        hung_up = self._reading is not None and self._reading.done()
+        return self._gone is not None and not self._gone.done() and not hung_up
 
     async def start(self) -> bool:
         """Start the process and wait until the app is indexed; whether it is. `failure` says why it is not."""
@@ -201,13 +202,17 @@ class Instance:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def _read_wire(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
+        while True:
+            try:
                 head, size = FRAME.unpack(await reader.readexactly(FRAME.size))
                 header = json.loads(await reader.readexactly(head))
                 self._note(header, await reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            except (asyncio.IncompleteReadError, ConnectionError):
+                break
+        # Those that wait are told in the next round, when this task is done and the instance counts as gone.
+        asyncio.get_running_loop().call_soon(self._give_up)
+
+    def _give_up(self) -> None:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_result(Reply(error="the worker process ended"))

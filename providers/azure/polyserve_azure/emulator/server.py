@@ -19,17 +19,18 @@ from polyserve_azure.emulator.arm import ResourceManager
 from polyserve_azure.emulator.asking import Part
 from polyserve_azure.emulator.azurite import Azurite
 from polyserve_azure.emulator.entra import Entra
-from polyserve_azure.emulator.errors import ServiceError, format_error
+from polyserve_azure.emulator.errors import ServiceError, bad_request, format_error
 from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.faults import Faults
 from polyserve_azure.emulator.front import Front
 from polyserve_azure.emulator.frontdoor import Listener
 from polyserve_azure.emulator.grants import Grants
 from polyserve_azure.emulator.groups import Groups
-from polyserve_azure.emulator.hosting import HostingPlatform, Limits
+from polyserve_azure.emulator.hosting import HostingPlatform
 from polyserve_azure.emulator.identities import Identities
 from polyserve_azure.emulator.insights import Insights
 from polyserve_azure.emulator.installing import install_engine
+from polyserve_azure.emulator.limits import Limits
 from polyserve_azure.emulator.operations import Operations
 from polyserve_azure.emulator.plans import Plans
 from polyserve_azure.emulator.principals import LIFETIME_S, Principal, Principals
@@ -61,6 +62,7 @@ class Emulator:
         url: Address of all services but blobs, once it is started.
         options: Provider options with which `polyserve_azure` talks to it, once it is started.
         faults: Failures that are wanted.
+        limits: What apps may take.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Emulator:
         self.options: dict[str, str] = {}
         self.faults = Faults()
         self._directory, self._port, self._settle_s = directory.absolute(), port, settle_s
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -121,16 +123,18 @@ class Emulator:
 
     async def _open(self) -> None:
         self._azurite = Azurite(self._directory)
+        # First, since a port that is taken ends it all.
+        self._listener = Listener(self._answer)
+        self.url = f"http://127.0.0.1:{await self._listener.open(self._port)}"
         own = f"{sys.version_info.major}.{sys.version_info.minor}"
-        # What can take long takes long here, and not in the first deployment.
-        await asyncio.gather(self._azurite.start(), asyncio.to_thread(install_engine, own))
         try:
-            self._assemble()
-            self._listener = Listener(self._answer)
-            self.url = f"http://127.0.0.1:{await self._listener.open(self._port)}"
+            # What can take long takes long here, and not in the first deployment.
+            await asyncio.gather(self._azurite.start(), asyncio.to_thread(install_engine, own))
         except BaseException:
+            await self._listener.close()
             await self._azurite.stop()
             raise
+        self._assemble()
         self.options = self._make_options()
 
     def _assemble(self) -> None:
@@ -142,8 +146,8 @@ class Emulator:
         resources, principals, roles = self._resources, self._principals, self._roles
         self._operations = operations = Operations(self.faults, self._settle_s, self._address)
         self._insights = Insights(resources, principals, roles)
-        self._platform = HostingPlatform(self._directory, principals, self._insights.write, self._limits, self._address)
-        self._front = Front(response_limit_s=self._limits.response_s, request_limit=self._limits.request_bytes)
+        self._platform = HostingPlatform(self._directory, principals, self._insights.write, self.limits, self._address)
+        self._front = Front(self.limits)
         self._publishing = Publishing(
             self._directory, resources, self._platform, self._azurite, principals=principals, roles=roles,
             faults=self.faults, settle_s=self._settle_s,
@@ -210,6 +214,8 @@ class Emulator:
 
     async def _answer(self, call: Call) -> Answer:
         """Answer one request to any service."""
+        if not self.options:
+            return Answer(503, {"retry-after": "1"}, b"The emulator is starting.")
         area, _, rest = call.raw_path.lstrip("/").partition("/")
         if area == "apps":
             return await self._answer_app(call, rest)
@@ -233,7 +239,7 @@ class Emulator:
         return await self._front.answer(hosting, call, f"/{path}")
 
     def _control(self, call: Call) -> Answer:
-        """Answer what only an emulator can be asked: failures and principals that are wanted."""
+        """Answer what only an emulator can be asked: failures, limits and principals that are wanted."""
         if self._principals.read(call.headers.get("Authorization", "")) is not self._owner:
             raise ServiceError(403, "Forbidden", "Only the owner of the subscription has a say in the emulator.")
         if call.path == "/_emulator/faults" and call.method == "POST":
@@ -241,6 +247,12 @@ class Emulator:
             return Answer(204)
         if call.path == "/_emulator/faults" and call.method == "DELETE":
             self.faults.clear()
+            return Answer(204)
+        if call.path == "/_emulator/limits" and call.method == "POST":
+            for name, value in call.json.items():
+                if name not in Limits.__slots__ or type(value) not in {int, float, bool}:
+                    raise bad_request(f"no limit: {name} = {value!r}")
+                setattr(self.limits, name, value)
             return Answer(204)
         if call.path == "/_emulator/principals" and call.method == "POST":
             made, token = self.add_principal(*((one["role"], one["scope"]) for one in call.json.get("roles", ())))

@@ -58,6 +58,8 @@ def every(req: func.HttpRequest) -> func.HttpResponse:
     if what == "log":
         logging.warning("a warning of %s", MARK)
         print("printed by", MARK)
+    if what == "sleep":
+        time.sleep(30)
     if what == "meet":
         meet(int(req.params["port"]))
     if what == "import":
