@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -73,19 +74,20 @@ def _limits(info: ProviderInfo) -> str:
     return _table(["limit", f"on `{info.name}`"], rows)
 
 
-def local_limits() -> str:
-    """Return the limits of the local provider."""
-    return _limits(registry.info("local"))
-
-
-def local_options() -> str:
-    """Return the options of the local provider, as its settings type documents them."""
-    kind = registry.settings_type(registry.info("local"))
+def _options(info: ProviderInfo) -> str:
+    """Return the options of a provider, as its settings type documents them."""
+    kind = registry.settings_type(info)
     documented = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[2]
     rows = []
     for field in msgspec.structs.fields(kind):
         says = re.search(rf"^ +{field.name}: (.*)$", documented, re.MULTILINE)
-        shown = field.default if field.default != "" else "empty"
+        shown = (
+            "empty"
+            if field.default in ("", ())
+            else str(field.default).lower()
+            if isinstance(field.default, bool)
+            else field.default
+        )
         rows.append(
             [
                 f"`{field.encode_name}`",
@@ -148,8 +150,8 @@ def command_line() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "provider-matrix": provider_matrix,
-    "local-limits": local_limits,
-    "local-options": local_options,
+    **{f"{name}-limits": partial(_limits, info) for name, info in registry.providers().items()},
+    **{f"{name}-options": partial(_options, info) for name, info in registry.providers().items()},
     "exit-codes": exit_codes,
     "error-codes": error_codes,
     "command-line": command_line,
