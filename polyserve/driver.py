@@ -28,6 +28,7 @@ __all__ = [
     "BundleForm",
     "Capability",
     "Cloud",
+    "Detour",
     "ErrorCode",
     "Forward",
     "FunctionPlatform",
