@@ -279,8 +279,9 @@ def retry_after(error: Exception) -> timedelta | None:
 def explain_refusal(http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
     """Name the missing permission in a refusal that does not: S3 often says no more than `Forbidden`.
 
-    A handler of botocore's event `after-call`.
+    A handler of botocore's event `after-call`. It also takes back that no retry is left: there never is one.
     """
+    parsed.get("ResponseMetadata", {}).pop("MaxAttemptsReached", None)
     if http_response.status_code != 403 or "Error" not in parsed:
         return
     error = parsed["Error"]

@@ -156,7 +156,10 @@ def start_emulator(directory: Path) -> tuple[subprocess.Popen[bytes], Mapping[st
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "polyserve_aws.emulator", str(home)], stdout=output, stderr=output, env=environment
+            [sys.executable, "-m", "polyserve_aws.emulator", str(home), "--settle", "0.03"],
+            stdout=output,
+            stderr=output,
+            env=environment,
         )
     ready, ends = home / "ready.json", time.monotonic() + 60
     while not ready.exists():
