@@ -104,7 +104,8 @@ class App:
         if free is not None:
             free.busy += 1
             return free
-        if generation.failure and time.monotonic() - generation.failed_at < TRY_AGAIN_S:
+        given_up = generation.failure and not generation.instances
+        if given_up and time.monotonic() - generation.failed_at < TRY_AGAIN_S:
             raise NotRunning
         waiting: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
         self._queue.append(waiting)

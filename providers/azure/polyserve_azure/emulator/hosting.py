@@ -5,7 +5,9 @@ This is where Resource Manager's side (what is wanted) and the Functions host's 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,9 +68,19 @@ class HostingPlatform:
             header = site.hidden["identity_header"] = secrets.token_hex(16)
             self.headers[header] = site
         self.configure(site, hosting)
-        if "root" in site.hidden:
-            await hosting.app.restart(self.recipe(site))
-            hosting.app.resize(self._scale(site))
+        if "root" not in site.hidden:
+            return
+        recipe = await asyncio.to_thread(self.recipe, site)
+        current = hosting.app.current
+        if current is None or current.recipe != recipe:
+            await hosting.app.restart(recipe)
+        hosting.app.resize(self._scale(site))
+
+    async def restart(self, site: Resource) -> None:
+        """Start the instances of a site anew, though nothing of it changed."""
+        hosting = self._all.get(site.name.lower())
+        if hosting is not None and "root" in site.hidden:
+            await hosting.app.restart(await asyncio.to_thread(self.recipe, site))
 
     def configure(self, site: Resource, hosting: Hosting) -> None:
         """Take over what needs no new instance."""
@@ -116,7 +128,10 @@ class HostingPlatform:
             messages = install_messages()
             engine.append(str(messages))
             variables[OFFICIAL] = str(messages / MESSAGES)
-        return Recipe(root=root, interpreter=find_interpreter(runtime), engine=engine, variables=variables)
+        memory = site.properties["functionAppConfig"]["scaleAndConcurrency"]["instanceMemoryMB"]
+        return Recipe(
+            root=root, interpreter=find_interpreter(runtime), engine=engine, variables=variables, memory_mb=memory
+        )
 
     async def removed(self, site: Resource) -> None:
         """End what runs for a site."""
@@ -124,6 +139,8 @@ class HostingPlatform:
         self.headers.pop(site.hidden.get("identity_header", ""), None)
         if hosting is not None:
             await hosting.app.close()
+        for root in site.hidden.get("roots", ()):
+            shutil.rmtree(root, ignore_errors=True)
 
     async def close(self) -> None:
         """End everything."""

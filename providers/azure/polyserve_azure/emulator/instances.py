@@ -30,6 +30,9 @@ from polyserve_azure.emulator.worker import FRAME
 
 START_PATIENCE_S = 60.0
 """How long an instance may take to start: the host's own `functions.worker.startupTimeout`."""
+MEASURE_S = 0.1
+"""How often the memory of a process that works is looked at."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 WORKER = Path(__file__).with_name("worker.py")
 BOOT = "import sys;del sys.argv[0];name=sys.argv[0];exec(compile(open(name,'rb').read(),name,'exec'),{'__name__':'__main__'})"
 """Runs the worker without putting its directory, which is the emulator's, on the search path."""
@@ -50,12 +53,14 @@ class Recipe:
         interpreter: The program of Python.
         engine: Directories of the engine, after everything else on the search path.
         variables: All environment variables of the process.
+        memory_mb: What the process may take before it is ended.
     """
 
     root: Path
     interpreter: str
     engine: Sequence[str]
     variables: Mapping[str, str]
+    memory_mb: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +180,31 @@ class Instance:
             self._writer.write(FRAME.pack(len(data), len(body)) + data)
             self._writer.write(body)
             await self._writer.drain()
-            return await answer
+            return await self._watched(answer)
         except ConnectionError:
             return Reply(error="the instance is gone")
         finally:
             self._waiting.pop(number, None)
+
+    async def _watched(self, answer: asyncio.Future[Reply]) -> Reply:
+        """Wait for an answer, and end the process where it takes more memory than an instance has."""
+        while not answer.done():
+            # The first look comes late: most calls are over before anything needs to be measured.
+            await asyncio.wait({answer}, timeout=MEASURE_S)
+            if self._memory_mb() > self._recipe.memory_mb and self._process is not None and self.alive:
+                limit = self._recipe.memory_mb
+                self._log(
+                    self.identifier, [(time.time(), f"python exited with code 137: over {limit} MB of memory", 3)]
+                )
+                os.killpg(self._process.pid, signal.SIGKILL)
+        return answer.result()
+
+    def _memory_mb(self) -> float:
+        try:
+            with open(f"/proc/{self._process.pid if self._process else 0}/statm", "rb") as file:
+                return int(file.read().split()[1]) * _PAGE / 2**20
+        except (OSError, IndexError):
+            return 0.0  # gone, or not on Linux: nothing can be said
 
     async def stop(self) -> None:
         """End the process, everything in its group, and its scratch directory."""

@@ -23,6 +23,7 @@ from polyserve_azure.emulator.azurite import Azurite
 from polyserve_azure.emulator.errors import ServiceError, format_error
 from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.faults import Faults
+from polyserve_azure.emulator.front import read_host_json
 from polyserve_azure.emulator.hosting import HostingPlatform
 from polyserve_azure.emulator.plans import SITES
 from polyserve_azure.emulator.principals import Principals
@@ -32,6 +33,8 @@ from polyserve_azure.emulator.roles import Roles
 PENDING, BUILDING, DEPLOYING, FAILED, SUCCESS = range(5)
 RELEASED = "released-package.zip"
 """The one name under which a package is kept: each deployment takes the place of the last."""
+KEPT = 4
+"""Unpacked packages that stay: that of instances which still finish what they do is among them."""
 _WRITE = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write"
 
 
@@ -193,7 +196,7 @@ class Publishing:
                     raise ValueError(why)
             deployment.status, deployment.text = SUCCESS, ""
             deployment.log.append("Deployment was successful.")
-        except (ValueError, OSError, ServiceError) as error:
+        except Exception as error:  # whatever it is, a deployment has an end
             deployment.status, deployment.text = FAILED, f"Deployment failed: {error}"
             deployment.log.append(deployment.text)
         finally:
@@ -210,6 +213,7 @@ class Publishing:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 if "host.json" not in archive.namelist():
                     raise ValueError("[PackageZipValidation] host.json was not found at the root of the package.")
+                read_host_json(archive.read("host.json"))
                 for member in archive.infolist():
                     _extract(archive, member, root)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
@@ -265,6 +269,10 @@ class Publishing:
         hosting = self._platform.find(site.name)
         if hosting is None:
             raise ValueError("the app was deleted meanwhile")
+        roots = site.hidden.setdefault("roots", [])
+        roots.append(str(root))
+        while len(roots) > KEPT:
+            shutil.rmtree(roots.pop(0), ignore_errors=True)
         before = site.hidden.get("root")
         site.hidden["root"] = str(root)
         recipe = await asyncio.to_thread(self._platform.recipe, site)
@@ -272,6 +280,8 @@ class Publishing:
         why = await hosting.app.update(recipe, keep_on_failure=keep)
         if why and hosting.app.rolling and keep and before is not None:
             site.hidden["root"] = before
+            roots.remove(str(root))
+            shutil.rmtree(root, ignore_errors=True)
             return why
         self._platform.read_host_json(site, hosting)
         generation = hosting.app.current

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,10 +53,15 @@ class Resource:
 
 
 class Resources:
-    """All resources, by their identifier without regard to case."""
+    """All resources, by their identifier without regard to case.
 
-    def __init__(self) -> None:
+    Args:
+        removed: Called with the identifier of each that is gone.
+    """
+
+    def __init__(self, removed: Callable[[str], None]) -> None:
         self._all: dict[str, Resource] = {}
+        self._removed = removed
 
     def __iter__(self) -> Iterator[Resource]:
         return iter(list(self._all.values()))
@@ -74,6 +79,7 @@ class Resources:
         key = path.lower()
         for below in [one for one in self._all if one.startswith(f"{key}/")]:
             del self._all[below]
+        self._removed(path)
         return self._all.pop(key, None)
 
     def of_kind(self, kind: str, scope: str = "") -> list[Resource]:

@@ -118,6 +118,12 @@ class Roles:
         path = f"{scope.rstrip('/')}/providers/Microsoft.Authorization/roleAssignments/{name}"
         self.assignments[path.lower()] = Assignment(path=path, name=name, scope=scope, role=role, principal=principal)
 
+    def forget(self, scope: str) -> None:
+        """Forget what was assigned at a resource that is gone, and below it."""
+        below = f"{scope.lower()}/"
+        for key in [key for key, one in self.assignments.items() if f"{one.scope.lower()}/".startswith(below)]:
+            del self.assignments[key]
+
     def allow(self, principal: Principal, action: str, scope: str, *, data: bool = False) -> bool:
         """Whether a principal may do something.
 

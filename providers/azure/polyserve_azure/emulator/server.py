@@ -138,7 +138,8 @@ class Emulator:
         self.options = self._make_options()
 
     def _assemble(self) -> None:
-        self._principals, self._roles, self._resources = Principals(), Roles(), Resources()
+        self._principals, self._roles = Principals(), Roles()
+        self._resources = Resources(self._roles.forget)
         owner = self._principals.add("owner")
         self._roles.assign(owner.object_id, OWNER, f"/subscriptions/{SUBSCRIPTION}", name=owner.object_id)
         self._token = self._principals.issue(owner)
@@ -154,14 +155,9 @@ class Emulator:
         )  # fmt: skip
         storage, plans = Storage(resources, operations, self._azurite), Plans(resources, operations)
         sites = Sites(
-            resources,
-            operations,
-            plans,
-            principals,
-            roles,
-            changed=self._platform.changed,
+            resources, operations, plans, principals, roles, changed=self._platform.changed, restarted=self._platform.restart,
             removed=self._platform.removed,
-        )
+        )  # fmt: skip
         identities = Identities(resources, principals)
         removers = {
             "microsoft.storage/storageaccounts": storage.remove,

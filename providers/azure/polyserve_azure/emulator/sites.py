@@ -33,6 +33,7 @@ class Sites:
         principals: Where an app's own identity is.
         roles: Who may do what; an identity's roles go with it.
         changed: Called when something that instances are started from has changed.
+        restarted: Called when instances are to be started anew without that.
         removed: Called when an app is gone.
     """
 
@@ -45,11 +46,12 @@ class Sites:
         roles: Roles,
         *,
         changed: Callable[[Resource], Awaitable[None]],
+        restarted: Callable[[Resource], Awaitable[None]],
         removed: Callable[[Resource], Awaitable[None]],
     ) -> None:
         self._resources, self._operations, self._plans = resources, operations, plans
         self._principals, self._roles = principals, roles
-        self._changed, self._removed = changed, removed
+        self._changed, self._restarted, self._removed = changed, restarted, removed
 
     def table(self) -> Table:
         """Return the operations."""
@@ -60,7 +62,7 @@ class Sites:
             ("PUT", low, True): Operation(f"{KIND}/Write", self.put),
             ("PATCH", low, True): Operation(f"{KIND}/Write", self.patch),
             ("DELETE", low, True): Operation(f"{KIND}/Delete", self.delete),
-            **SiteSettings(self.found, self._changed).table(),
+            **SiteSettings(self.found, self._changed, self._restarted).table(),
         }
 
     async def list_sites(self, ask: Ask) -> Answer:

@@ -21,10 +21,16 @@ class SiteSettings:
     Args:
         found: Returns the app that a call is about.
         changed: Called when something that instances are started from has changed.
+        restarted: Called when they are to be started anew without that.
     """
 
-    def __init__(self, found: Callable[[Ask], Resource], changed: Callable[[Resource], Awaitable[None]]) -> None:
-        self._found, self._changed = found, changed
+    def __init__(
+        self,
+        found: Callable[[Ask], Resource],
+        changed: Callable[[Resource], Awaitable[None]],
+        restarted: Callable[[Resource], Awaitable[None]],
+    ) -> None:
+        self._found, self._changed, self._restarted = found, changed, restarted
 
     def table(self) -> Table:
         """Return the operations."""
@@ -126,7 +132,7 @@ class SiteSettings:
 
     async def restart(self, ask: Ask) -> Answer:
         """Start an app's instances anew."""
-        await self._changed(self._found(ask))
+        await self._restarted(self._found(ask))
         return Answer(200)
 
     async def stop(self, ask: Ask) -> Answer:

@@ -60,6 +60,9 @@ def every(req: func.HttpRequest) -> func.HttpResponse:
         print("printed by", MARK)
     if what == "sleep":
         time.sleep(30)
+    if what == "hold":
+        held = bytearray(int(req.params["mb"]) * 2**20)
+        time.sleep(30)
     if what == "meet":
         meet(int(req.params["port"]))
     if what == "import":
@@ -193,7 +196,8 @@ class Cloud:
         self.endpoint = self.get(self.account).json()["properties"]["primaryEndpoints"]["blob"]
         key = self.post(f"{self.account}/listKeys").json()["keys"][0]["value"]
         name = self.account.rpartition("/")[2]
-        self.connection_string = f"DefaultEndpointsProtocol=http;AccountName={name};AccountKey={key};BlobEndpoint={self.endpoint.rstrip('/')};"
+        keys = f"DefaultEndpointsProtocol=http;AccountName={name};AccountKey={key}"
+        self.connection_string = f"{keys};BlobEndpoint={self.endpoint.rstrip('/')};"
         assert self.put(f"{self.account}/blobServices/default/containers/packages").status_code == 201
 
     def make_account(self) -> str:

@@ -107,3 +107,48 @@ def test_a_deployment_can_be_a_success_of_an_app_without_functions(small, pack):
     assert deployed["status"] == 4
     assert small.get(f"{app.path}/functions").json()["value"] == []
     assert app.call("/api/x").status_code == 404
+
+
+def test_an_instance_that_takes_more_memory_than_it_has_is_ended(small, package):
+    app = small.make_app(scaleAndConcurrency={"instanceMemoryMB": 512})
+    app.publish(package())
+
+    assert app.call("/x?do=hold&mb=600").status_code == 500
+    assert app.call("/x").status_code == 200
+
+
+def test_a_change_that_changes_nothing_of_an_app_lets_its_instances_be_and_a_restart_does_not(small, package):
+    small.http.post(f"{small.options['management_url']}/_emulator/limits", json={"idle_s": 300})
+    app = small.make_app()
+    app.publish(package())
+    first = app.call("/x").json()["pid"]
+    body = small.site(small.get(app.path).json()["properties"]["serverFarmId"])
+
+    assert small.put(app.path, body | {"tags": {"other": "tag"}}).json()["status"] == "Succeeded"
+    assert app.call("/x").json()["pid"] == first
+
+    assert small.post(f"{app.path}/restart").status_code == 200
+    assert app.call("/x").json()["pid"] != first
+
+
+def test_what_was_assigned_at_a_resource_is_gone_with_it(small):
+    group = f"{small.subscription}/resourceGroups/assigned"
+    identity = f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/holder"
+    account = f"{group}/providers/Microsoft.Storage/storageAccounts/assigned"
+    assert small.put(group, {"location": "eastus"}).status_code == 201
+    principal = small.put(identity, {"location": "eastus"}).json()["properties"]["principalId"]
+    assert small.put(account, {"location": "eastus", "sku": {"name": "Standard_LRS"}}).status_code == 200
+    role = (
+        f"{small.subscription}/providers/Microsoft.Authorization/roleDefinitions/acdd72a7-3385-48ef-bd42-f606fba81ae7"
+    )
+    assignments = f"{small.subscription}/providers/Microsoft.Authorization/roleAssignments"
+    given = {"properties": {"roleDefinitionId": role, "principalId": principal}}
+    path = f"{account}/providers/Microsoft.Authorization/roleAssignments/{principal}"
+    assert small.ask("PUT", path, given).status_code == 201
+
+    def assigned():
+        return small.get(assignments, **{"$filter": f"principalId eq '{principal}'"}).json()["value"]
+
+    assert len(assigned()) == 1
+    assert small.delete(account).status_code == 200
+    assert assigned() == []
