@@ -5,6 +5,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from threading import Event
 
 import pytest
 from azure.storage.blob import BlobServiceClient
@@ -271,6 +272,30 @@ def test_old_instances_answer_until_a_rolling_update_is_there(cloud, package, pa
         leave()
         assert publishing.result()["status"] == 4
     assert app.mark() == "new"
+
+
+def test_no_request_is_lost_while_an_app_rolls(cloud, package):
+    app = cloud.make_app(**ROLLING)
+    app.publish(package("old"))
+    over = Event()
+
+    def call():
+        found = []
+        while not over.is_set():
+            answer = app.call("/x")
+            found.append((answer.status_code, answer.headers.get("x-mark")))
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        calling = [threads.submit(call) for _ in range(4)]
+        try:
+            assert app.publish(package("new"))["status"] == 4
+            assert app.mark() == "new"
+        finally:
+            over.set()
+        answers = [one for calls in calling for one in calls.result()]
+    assert set(answers) <= {(200, "old"), (200, "new")}
+    assert (200, "old") in answers
 
 
 def test_a_request_under_way_is_lost_where_an_app_is_recreated_and_finished_where_it_rolls(cloud, package):
