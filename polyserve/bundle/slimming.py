@@ -70,7 +70,7 @@ def for_graphics_cards(names: Iterable[str]) -> frozenset[str]:
 def on_processors(line: str) -> str:
     """Return what stands for a locked distribution where there is no graphics card: its own build without, where it has one.
 
-    The same code and version under another name: pypi.org/project/xgboost-cpu has one for each xgboost from 2.1.1 on.
+    The same code and version under another name: there is an xgboost-cpu for each xgboost from 2.1.1 on.
     """
     name, _, version = line.partition("==")
     if canonicalize_name(name) == "xgboost" and Version(version) >= Version("2.1.1"):
