@@ -48,8 +48,14 @@ def candidates(model: TorchModel, signature: Signature) -> Iterator[Converted]:
         with warnings.catch_warnings(), torch.inference_mode(mode=False):
             # That this exporter is the older one, and whatever tracing suspects; the answers are compared.
             warnings.simplefilter("ignore")
+            module = _traced(model, signature)
+            if isinstance(model._module, torch.jit.ScriptModule):
+                # The exporter's own trace refuses TorchScript below another module; this one takes it in. Without gradients, for which
+                # the original would be optimized, and could then not answer in inference mode any more.
+                with torch.no_grad():
+                    module = torch.jit.trace(module, tuple(given), check_trace=False)
             torch.onnx.export(
-                _traced(model, signature),
+                module,
                 tuple(given),
                 buffer,
                 dynamo=False,

@@ -39,6 +39,20 @@ def test_modules_answer_any_number_of_rows_as_before(images, ask):
         assert not any(line.startswith("torch") for line in made.manifest.requirements)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_answers_any_number_of_rows_as_before(images, ask, tmp_path):
+    torch.jit.save(torch.jit.script(next(modules())), tmp_path / "network.ts")
+
+    made = package(tmp_path / "network.ts", sample=images[:40])
+
+    assert made.compilation.compiled, made.compilation.reason
+    plain = package(tmp_path / "network.ts", sample=images[:40], compile="off")
+    for count in (1, 7, len(images)):
+        expected, got = ask(plain, images[:count]), ask(made, images[:count])
+        for name, want in expected.items():
+            assert np.allclose(got[name], want, rtol=1e-4, atol=1e-4)
+
+
 def test_the_same_module_is_the_same_package(images):
     digests = {package(next(modules()), name="module", sample=images[:40]).digest for _ in range(2)}
 
