@@ -23,8 +23,18 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def cloud() -> Any:
+    """Return a platform that installs nothing, with this Python and the C library of Lambda's from 3.12 on."""
+    from polyserve import registry
+    from polyserve.driver import BundleForm
+
+    form = BundleForm(dependencies=".", glibc={PYTHON: (2, 34)})
+    return dataclasses.replace(registry.info("local"), title="A cloud", bundle=form)
 
 
 def cases(folder: Path) -> dict[str, Callable[[], int]]:
@@ -33,10 +43,8 @@ def cases(folder: Path) -> dict[str, Callable[[], int]]:
     from sklearn.ensemble import RandomForestClassifier
 
     import polyserve
-    from polyserve import registry
     from polyserve.bundle import Target, build, machine
     from polyserve.bundle.installers import find_uv
-    from polyserve.driver import BundleForm
 
     rows, labels = load_digits(return_X_y=True)
     models = [
@@ -49,8 +57,7 @@ def cases(folder: Path) -> dict[str, Callable[[], int]]:
         )
         for trees in (10, 11)
     ]
-    form = BundleForm(dependencies=".", glibc={PYTHON: (2, 34)})
-    info = dataclasses.replace(registry.info("local"), bundle=form)
+    info = cloud()
     target = Target.of(info, python=PYTHON, architecture=machine())
     uv, cache = find_uv(), Path(os.environ["POLYSERVE_CACHE"])
     if uv is None:

@@ -28,8 +28,10 @@ from polyserve.runtime.host import Host
 from polyserve.runtime.messages import Request
 host = Host(Path(sys.argv[1]), revision=1, sink=lambda lines: None)
 host.load()
-answer = host.handle(Request(path="/invocations", headers={"content-type": "application/json"}, body=sys.argv[2].encode()))
-sys.exit(0 if answer.status == 200 else f"the host answered {answer.status}: {answer.body!r}")
+request = Request(path="/invocations", headers={"content-type": "application/json"}, body=sys.argv[2].encode())
+answer = host.handle(request)
+if answer.status != 200:
+    sys.exit(f"the host answered {answer.status}: {answer.body!r}")
 """
 IDLE_S = 0.5
 
