@@ -34,6 +34,9 @@ class HostingPlatform:
         log: Takes the lines of a site's instances.
         limits: What is allowed.
         url: Returns the emulator's address.
+
+    Attributes:
+        headers: The app whose managed identity a caller has who sends this header.
     """
 
     def __init__(

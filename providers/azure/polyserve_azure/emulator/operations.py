@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from polyserve_azure.emulator.errors import ServiceError, format_error
 from polyserve_azure.emulator.exchange import Answer, Call, json_answer
@@ -19,12 +20,14 @@ class Operation:
 
     Attributes:
         identifier: Its identifier.
+        location: Address of its result.
         error: How it failed, once it has.
         result: What it ended with, once it has: a status and a body.
         done: Set at its end.
     """
 
     identifier: str
+    location: str
     error: ServiceError | None = None
     result: tuple[int, Any] = (200, None)
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,8 +62,10 @@ class Operations:
             finish: Does it, and returns the status and the body of the last answer.
             failed: Notes that it failed.
         """
-        made = self._all[str(uuid.uuid4())] = Operation(str(uuid.uuid4()))
-        self._all[made.identifier] = made
+        base = f"{self._url()}/subscriptions/{subscription}/providers/Microsoft.Web/locations/eastus"
+        query = urlencode({"api-version": call.query.get("api-version", "")})
+        identifier = str(uuid.uuid4())
+        made = self._all[identifier] = Operation(identifier, f"{base}/operationResults/{identifier}?{query}")
         fault = self._faults.take(call.method, call.path, "operation")
 
         async def run() -> None:
@@ -72,17 +77,18 @@ class Operations:
             except ServiceError as error:
                 made.error = error
                 failed()
+            except Exception as error:  # whatever it is, an operation has an end
+                made.error = ServiceError(500, "InternalServerError", f"the emulator failed: {error}")
+                failed()
             finally:
                 made.done.set()
 
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        base = f"{self._url()}/subscriptions/{subscription}/providers/Microsoft.Web/locations/eastus"
-        version = call.query.get("api-version", "")
         return {
-            "azure-asyncoperation": f"{base}/operations/{made.identifier}?api-version={version}",
-            "location": f"{base}/operationResults/{made.identifier}?api-version={version}",
+            "azure-asyncoperation": f"{base}/operations/{identifier}?{query}",
+            "location": made.location,
             "retry-after": "0",
         }
 
@@ -100,10 +106,7 @@ class Operations:
         """Answer what came of an operation, as `Location` does: 202 until it is done."""
         found = self._found(identifier)
         if not found.done.is_set():
-            call = (
-                f"{self._url()}/subscriptions/x/providers/Microsoft.Web/locations/eastus/operationResults/{identifier}"
-            )
-            return Answer(202, {"location": f"{call}?api-version=2024-04-01", "retry-after": "0"})
+            return Answer(202, {"location": found.location, "retry-after": "0"})
         if found.error is not None:
             return format_error(found.error)
         status, body = found.result

@@ -177,10 +177,9 @@ class Cloud:
             state = self.http.get(address)
             if state.json()["status"] != "InProgress":
                 return state
-        while True:
-            last = self.http.get(answer.headers["location"])
-            if last.status_code != 202:
-                return last
+        while answer.status_code == 202:
+            answer = self.http.get(answer.headers["location"])
+        return answer
 
     def scm(self, name: str, method: str, path: str, **more: Any) -> httpx.Response:
         """Call the SCM site of an app."""

@@ -10,6 +10,8 @@ from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.mgmt.web import WebSiteManagementClient
 from azure.mgmt.web import models as web
 
+from polyserve_azure.emulator import Emulator
+
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 READER = "acdd72a7-3385-48ef-bd42-f606fba81ae7"
 CONTRIBUTOR = "b24988ac-6180-42a0-ab88-20f7382dd24c"
@@ -101,6 +103,22 @@ def test_an_operation_that_fails_in_the_end_says_so_to_microsofts_client(client,
         client.web_apps.begin_create_or_update("tests", "late", site_model(cloud, plan), **HTTP).result()
 
     assert raised.value.error.code == "QuotaExceeded"
+
+
+def test_an_operation_is_asked_after_until_it_is_done(cloud, sign_in, session_root):
+    slow = Emulator(session_root / "slow", settle_s=0.3)
+    slow.start()
+    try:
+        mine = sign_in(slow.options)
+        assert mine.put(mine.group, {"location": "eastus"}).status_code == 201
+        begun = mine.ask("DELETE", mine.group)
+        asked = mine.http.get(begun.headers["location"])
+        assert (begun.status_code, asked.status_code) == (202, 202)
+        assert mine.get(mine.group).json()["properties"]["provisioningState"] == "Deleting"
+        assert mine.wait(asked).status_code == 200
+        assert mine.get(mine.group).status_code == 404
+    finally:
+        slow.close()
 
 
 def test_a_throttled_call_says_when_to_come_back_and_microsofts_client_does(client, cloud, faults):
