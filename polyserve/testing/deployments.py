@@ -58,7 +58,7 @@ class World:
 
     def deploy(self, package: ModelPackage, **asked: Any) -> Plan:
         """Roll a package out."""
-        desired, bundle = desire(package, self.target, name=NAME, memory_mb=256, **asked)
+        desired, bundle = desire(package, self.target, name=NAME, memory_mb=512, **asked)
         return roll_out(self.target, desired, package, bundle)
 
     def deployment(self) -> Deployment:

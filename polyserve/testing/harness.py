@@ -149,7 +149,7 @@ def sample_spec(
 
     target = Target(provider=provider, bucket=Bucket(provider, bucket))
     package = package or times(revision)
-    desired, bundle = desire(package, target, name=name, memory_mb=256, model_in_bucket_mb=model_in_bucket_mb)
+    desired, bundle = desire(package, target, name=name, memory_mb=512, model_in_bucket_mb=model_in_bucket_mb)
     for path, model in desired.models.items():
         if not target.bucket.exists(model.key):
             upload_model(target.bucket, model, package.root / path, lambda done: None)

@@ -1,0 +1,59 @@
+"""What who deploys must be allowed to do: as a list of actions, and as the definition of a custom role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polyserve.driver import FunctionSpec
+from polyserve_azure.settings import AzureSettings
+
+__all__ = ["custom_role", "permissions"]
+
+_GROUP = (
+    "Microsoft.Resources/subscriptions/resourceGroups/{read,write,delete}",
+    "Microsoft.Resources/subscriptions/resourceGroups/resources/read",
+)
+_STORAGE = (
+    "Microsoft.Storage/storageAccounts/{read,write,delete}",
+    "Microsoft.Storage/storageAccounts/listKeys/action",
+    "Microsoft.Storage/storageAccounts/blobServices/containers/{read,write,delete}",
+)
+_APPS = (
+    "Microsoft.Web/locations/functionAppStacks/read",
+    "Microsoft.Web/serverFarms/{Read,Write,Delete}",
+    "Microsoft.Web/serverFarms/join/action",
+    "Microsoft.Web/sites/{Read,Write,Delete}",
+    "Microsoft.Web/sites/config/list/Action",
+    "Microsoft.Web/sites/host/listkeys/action",
+    "Microsoft.Web/sites/publish/Action",
+)
+_LOGS = ("Microsoft.Insights/components/{Read,Write,Delete}",)
+
+
+def permissions(spec: FunctionSpec) -> Sequence[str]:
+    """Return the actions that deploying, calling, watching and destroying takes."""
+    found = set[str]()
+    for pattern in (*_GROUP, *_STORAGE, *_APPS, *_LOGS):
+        head, brace, rest = pattern.partition("{")
+        verbs, _, tail = rest.partition("}")
+        found.update(f"{head}{verb}{tail}" for verb in verbs.split(",")) if brace else found.add(head)
+    return sorted(found)
+
+
+def custom_role(spec: FunctionSpec, settings: AzureSettings) -> Mapping[str, Any]:
+    """Return the definition of a custom role that has them, as `az role definition create` takes it.
+
+    It is for one resource group, which has to be there then; without a group's own actions it would have to be made by somebody else.
+    """
+    subscription = settings.subscription_id or "<subscription>"
+    return {
+        "Name": f"polyserve deployer of {settings.resource_group}",
+        "IsCustom": True,
+        "Description": f"Deploys, calls, watches and destroys {spec.name} and whatever else polyserve has in the group.",
+        "Actions": list(permissions(spec)),
+        "NotActions": [],
+        "DataActions": [],
+        "NotDataActions": [],
+        "AssignableScopes": [f"/subscriptions/{subscription}/resourceGroups/{settings.resource_group}"],
+    }
