@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar, overload
+from typing import BinaryIO, Literal, TypeVar, cast, overload
 
 from polyserve import registry
 from polyserve.driver import Capability, ObjectMeta, ObjectStore, Provider, PutAttributes
@@ -32,7 +32,7 @@ from polyserve.errors import (
     UnsupportedError,
     translating,
 )
-from polyserve.transfer import CHUNK_BYTES, ObjectReader, readable
+from polyserve.transfer import CHUNK_BYTES, ObjectReader, copy_digested, readable
 
 __all__ = ["Bucket", "ObjectReader"]
 
@@ -193,18 +193,12 @@ class Bucket:
             message = f"download {key!r} to {str(target)!r} failed: the directory does not exist, make it first"
             raise NotFoundError(message, provider=self.provider, operation="download", resource=key)
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
-        digest = hashlib.sha256()
-        buffer = memoryview(bytearray(CHUNK_BYTES))
         try:
             with self.open(key) as body, temporary.open("wb", buffering=0) as file:
-                while count := body.readinto(buffer):
-                    digest.update(buffer[:count])
-                    written = 0
-                    while written < count:
-                        written += file.write(buffer[written:count]) or 0
+                digest = copy_digested(body, cast("BinaryIO", file))
                 if file.tell() != body.meta.size:
                     raise self._damaged("download", key, f"{body.meta.size} bytes were expected and {file.tell()} came")
-                self._check_digest("download", body.meta, digest.hexdigest)
+                self._check_digest("download", body.meta, lambda: digest)
             temporary.replace(target)
         finally:
             with suppress(FileNotFoundError):

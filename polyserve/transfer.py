@@ -9,18 +9,23 @@ import hashlib
 import io
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from polyserve.driver import ObjectMeta, Provider
 from polyserve.errors import InvalidArgumentError, translating
 
-__all__ = ["CHUNK_BYTES", "ObjectReader", "readable"]
+__all__ = ["CHUNK_BYTES", "ObjectReader", "copy_digested", "readable"]
 
 CHUNK_BYTES = 1 << 20
 # Data that cannot be read twice is kept in memory up to this size, and in a temporary file beyond it.
 _SPOOL_BYTES = 8 << 20
+# Objects from this size on are read by one thread and hashed by another, and this many pieces are between them.
+_OVERLAPPED_FROM = 4 << 20
+_AHEAD = 4
 
 Refuse = Callable[[str], InvalidArgumentError]
 
@@ -96,6 +101,47 @@ def _digest_of(file: BinaryIO) -> str:
             digest.update(chunk)
     file.seek(start)
     return digest.hexdigest()
+
+
+def copy_digested(body: ObjectReader, file: BinaryIO) -> str:
+    """Copy what is read to a file and return its sha256. Of what is large, one piece is hashed and written while the next ones come.
+
+    Args:
+        body: What is read.
+        file: An unbuffered file.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    if body.meta.size <= _OVERLAPPED_FROM:
+        while count := body.readinto(buffer):
+            digest.update(buffer[:count])
+            _write(file, buffer[:count])
+        return digest.hexdigest()
+
+    def take(piece: memoryview) -> None:
+        digest.update(piece)
+        _write(file, piece)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="polyserve-digest") as pool:
+        # One worker: pieces are taken in their order. As many buffers as are on their way, and one to read into.
+        buffers = deque([buffer, *(memoryview(bytearray(CHUNK_BYTES)) for _ in range(_AHEAD))])
+        waiting: deque[tuple[Future[None], memoryview]] = deque()
+        while count := body.readinto(buffers[0]):
+            used = buffers.popleft()
+            waiting.append((pool.submit(take, used[:count]), used))
+            if not buffers:
+                done, free = waiting.popleft()
+                done.result()
+                buffers.append(free)
+        for done, _ in waiting:
+            done.result()
+    return digest.hexdigest()
+
+
+def _write(file: BinaryIO, piece: memoryview) -> None:
+    written = 0
+    while written < len(piece):
+        written += file.write(piece[written:]) or 0
 
 
 class ObjectReader(io.RawIOBase):

@@ -19,10 +19,13 @@ from botocore.exceptions import ClientError
 from polyserve.driver import ErrorCode, ObjectMeta, Page, PutAttributes
 from polyserve_aws.clients import Clients
 from polyserve_aws.errors import BucketNotEmptyError, PreconditionError, classify, code_of
+from polyserve_aws.fast import FastContent, FastObjects
 from polyserve_aws.keys import decode_key, encode_key, is_plain, search_prefix
 from polyserve_aws.parts import PART_BYTES, copy_in_parts, read_part, upload_in_parts
 
 if TYPE_CHECKING:
+    from obstore import GetResult
+
     from polyserve_aws.settings import AwsSettings
 
 __all__ = ["S3Store", "ensure_bucket", "remove_bucket"]
@@ -47,6 +50,7 @@ class S3Store:
         self._clients = clients
         self._bucket = bucket
         self._encryption = encryption_of(settings)
+        self._fast = FastObjects(clients, settings, bucket)
 
     @property
     def _s3(self) -> Any:
@@ -61,9 +65,10 @@ class S3Store:
         try:
             if len(first) < PART_BYTES:
                 size = len(first)
-                answer = self._s3.put_object(
-                    **where, **what, **conditions_of(attrs), **_checksum_of(attrs.metadata), Body=first
-                )
+                etag = self._fast.put(name, first, attrs)
+                answer = {"ETag": etag} if etag else self._put(where, what, attrs, first)
+            elif done := self._fast.put_in_parts(name, first, body, attrs):
+                answer, size = {"ETag": done[0]}, done[1]
             else:
                 answer, size = upload_in_parts(self._s3, where, what, conditions_of(attrs), first=first, body=body)
         except ClientError as error:
@@ -81,10 +86,21 @@ class S3Store:
             version=_version(answer["ETag"]),
         )
 
+    def _put(
+        self, where: Mapping[str, str], what: Mapping[str, Any], attrs: PutAttributes, body: bytes
+    ) -> Mapping[str, Any]:
+        answer: Mapping[str, Any] = self._s3.put_object(
+            **where, **what, **conditions_of(attrs), **_checksum_of(attrs.metadata), Body=body
+        )
+        return answer
+
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> tuple[ObjectMeta, BinaryIO]:
         """Open an object. What is read is one version of it, whatever is written meanwhile."""
         if length == 0:
             return self.head(key), io.BytesIO()
+        found = self._fast.get(encode_key(key), offset=offset, length=length)
+        if found is not None:
+            return _fast_meta(key, found), cast("BinaryIO", FastContent(found))
         wanted = {}
         if offset or length is not None:
             wanted["Range"] = f"bytes={offset}-" if length is None else f"bytes={offset}-{offset + length - 1}"
@@ -286,6 +302,20 @@ def _meta(key: str, answer: Mapping[str, Any], size: int) -> ObjectMeta:
     )
 
 
+def _fast_meta(key: str, found: GetResult) -> ObjectMeta:
+    about = dict(found.attributes)
+    content_type = about.get("Content-Type", "binary/octet-stream")
+    return ObjectMeta(
+        key=key,
+        size=found.meta["size"],
+        modified_at=found.meta["last_modified"],
+        content_type=str(content_type),
+        # Those of HTTP, such as `Cache-Control`, are the only ones that begin with a capital.
+        metadata={name: str(value) for name, value in about.items() if name[:1].islower()},
+        version=_version(found.meta["e_tag"] or ""),
+    )
+
+
 def _listed(entry: Mapping[str, Any]) -> ObjectMeta:
     return ObjectMeta(
         key=decode_key(entry["Key"]),
@@ -303,5 +333,5 @@ def _version(etag: str) -> str:
 
 def _answered_at(answer: Mapping[str, Any]) -> datetime:
     """Return when S3 answered a write: the answer does not tell when the object was written."""
-    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     return parsedate_to_datetime(date) if date else datetime.now(UTC)

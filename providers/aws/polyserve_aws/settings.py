@@ -25,6 +25,7 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         image_uri: An image in ECR, by digest, that functions run instead of the bundle's archive; it has to hold the same bundle.
         kms_key_id: Key of objects in S3; those of S3 itself where it is empty.
         log_retention_days: Days that logs are kept; for ever if 0.
+        fast_transfers: Whether objects' contents go through obstore where it is installed; otherwise through boto3.
     """
 
     region: str = ""
@@ -42,6 +43,7 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kms_key_id: str = ""
     # What CloudWatch takes: PutRetentionPolicy in its API reference, 2026-11.
     log_retention_days: Literal[0, 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 3653] = 30
+    fast_transfers: bool = True
 
     def __post_init__(self) -> None:
         if self.public and self.invoke == "api":

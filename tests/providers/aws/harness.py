@@ -39,9 +39,9 @@ from polyserve_aws.settings import AwsSettings
 BUNDLES = "contract-bundles"
 
 
-def open_harness(directory: Path) -> AwsHarness:
-    """Give the harness; every provider's module has this."""
-    return AwsHarness(directory)
+def open_harness(directory: Path, **changed: Any) -> AwsHarness:
+    """Give the harness, with other settings where some are given; every provider's module has this."""
+    return AwsHarness(directory, **changed)
 
 
 def name_of(key: str) -> str:
@@ -73,9 +73,9 @@ class AwsHarness:
     name = "aws"
     key_bytes = 1024
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **changed: Any) -> None:
         self._emulator, self.options = start_emulator(directory)
-        settings = AwsSettings(**self.options)
+        settings = AwsSettings(**{**self.options, **changed})
         self._provider = AwsProvider(settings)
         core = botocore.session.Session(profile="default")
         core.set_config_variable("credentials_file", settings.shared_credentials_file)
