@@ -52,9 +52,11 @@ class Services:
         """Answer one request."""
         _check_digests(call)
         if call.method in {"GET", "HEAD"} and _is_plain_read(call):
-            head = self._alone(replace(call, method="HEAD"))
-            if head.status in {200, 206}:
-                return _read_object(call, head)
+            # Under one lock: nobody may put another object there between what is told of it and its bytes.
+            with self._lock:
+                head = self._ask(replace(call, method="HEAD"))
+                if head.status in {200, 206}:
+                    return _read_object(call, head)
             if call.method == "HEAD":
                 return head
         if call.method == "PUT" and "partNumber" in call.query:
