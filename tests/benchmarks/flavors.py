@@ -13,6 +13,7 @@ PyTorch is bundled as uv finds it: point it at a build without CUDA (UV_FIND_LIN
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -129,7 +130,9 @@ def keras(folder: Path) -> Any:
 def tflite(folder: Path) -> object:
     import tensorflow as tf
 
-    return tf.lite.TFLiteConverter.from_keras_model(keras(folder)).convert()
+    # Keras says what it exports where the figures go.
+    with contextlib.redirect_stdout(sys.stderr):
+        return tf.lite.TFLiteConverter.from_keras_model(keras(folder)).convert()
 
 
 def python(folder: Path) -> object:
