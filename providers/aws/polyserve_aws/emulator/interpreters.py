@@ -7,6 +7,7 @@ environment that the emulator itself is installed in. The runtime directory is m
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ SDK = ("boto3", "botocore", "s3transfer", "jmespath", "python-dateutil", "six", 
 
 OWN_RUNTIME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 """The runtime that the emulator itself could be: its interpreter is always there."""
+
+ASK = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
+"""What an interpreter is asked: its version, and where it is."""
 
 BOOT = """\
 import sys, os
@@ -49,7 +53,7 @@ def find_interpreter(runtime: str) -> str:
     if runtime == OWN_RUNTIME:
         # Not that of a virtual environment, whose packages a function must not see.
         return str(Path(sys.executable).resolve())
-    found = shutil.which(runtime)
+    found = _executable(shutil.which(runtime), runtime) or _executable(_known_to_uv(runtime), runtime)
     if found is None:
         message = (
             f"The emulator cannot run {runtime}: this machine has no interpreter of that name on its PATH, and the "
@@ -57,6 +61,26 @@ def find_interpreter(runtime: str) -> str:
         )
         raise invalid(message)
     return str(Path(found).resolve())
+
+
+def _executable(candidate: str | None, runtime: str) -> str | None:
+    """Return the interpreter behind a command, as it names itself; `None` where it is not one of this runtime."""
+    if candidate is None:
+        return None
+    # A shim of pyenv is on the PATH whether or not it leads anywhere.
+    asked = subprocess.run([candidate, "-I", "-S", "-c", ASK], capture_output=True, text=True, check=False)
+    version, _, path = asked.stdout.strip().partition(" ")
+    return path if asked.returncode == 0 and f"python{version}" == runtime else None
+
+
+def _known_to_uv(runtime: str) -> str | None:
+    beside = str(Path(sys.executable).parent)
+    uv = shutil.which("uv", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{beside}")
+    if uv is None:
+        return None
+    command = [uv, "python", "find", "--no-project", "--no-python-downloads", runtime.removeprefix("python")]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() if asked.returncode == 0 else None
 
 
 def make_runtime_directory(runtime: str, interpreter: str, below: Path) -> Path:
@@ -98,10 +122,15 @@ def make_runtime_directory(runtime: str, interpreter: str, below: Path) -> Path:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             raise invalid(
-                f"The emulator cannot install Lambda's runtime client for {runtime}: {ended.stderr.strip()[-400:]}"
+                f"The emulator cannot install Lambda's runtime client for {runtime}: {_last_line(ended.stderr)}"
             )
     making.rename(target)
     return target
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else "pip says nothing"
 
 
 def _top_level(name: str) -> list[Path]:
