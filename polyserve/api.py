@@ -413,6 +413,7 @@ def _desired(
         architecture=settings.architecture,
         python=settings.python,
         slim=settings.slim,
+        emulated=settings.emulate and settings.provider != LOCAL,
         listener=on_event,
     )
     return desired, bundle

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from polyserve import registry
 from polyserve.bucket import Bucket
-from polyserve.bundle import Bundle, Fitted, fit, machine
+from polyserve.bundle import Bundle, Fitted, find_python, fit, machine
 from polyserve.bundle import Target as Machine
 from polyserve.driver import Artifact, Limits, Provider, ProviderInfo, Scaling
 from polyserve.errors import PackageError
@@ -67,9 +67,12 @@ def desire(
     python: str | None = None,
     architecture: str | None = None,
     slim: str = "standard",
+    emulated: bool = False,
     listener: Listener | None = None,
 ) -> tuple[Desired, Bundle]:
     """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
+
+    Where the target is emulated, the functions run under a Python of this machine: one that is not here is an obstacle.
 
     Raises:
         PackageError: The package is damaged, or its dependencies cannot be brought together for the target.
@@ -114,6 +117,7 @@ def desire(
         models={path: _model(target, name, package.manifest.files[path]) for path in fitted.remote},
         footprint=_footprint(package, info, fitted, python=python, architecture=architecture, slim=slim),
         providers=_providers(info),
+        obstacles=tuple(_unrehearsable(package, info, python)) if emulated else (),
     )
     return desired, bundle
 
@@ -209,6 +213,22 @@ def _moved(package: ModelPackage, info: ProviderInfo, python: str) -> Iterator[s
             f"the functions run under Python {python}, and the package was made under {own}: the model is bound to neither, and "
             f"{info.title} may not have what its dependencies need under {own}"
         )
+
+
+def _unrehearsable(package: ModelPackage, info: ProviderInfo, python: str) -> Iterator[str]:
+    own = package.manifest.python
+    if python not in info.limits.pythons or find_python(python) is not None:
+        return
+    # A compiled model is bound to no Python; what it was compiled from is served under its own.
+    other = f", or serve the model as it is, under Python {own}, with --compile off" if _compiled(package) else ""
+    yield (
+        f"the functions would run under Python {python}, and the emulator of {info.title} runs them on this machine, which has "
+        f"none: install it, so that python{python} is on the PATH{other}"
+    )
+
+
+def _compiled(package: ModelPackage) -> bool:
+    return "compiled" in (package.manifest.origin or {})
 
 
 def _warnings(package: ModelPackage) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class Desired:
         models: Files of the package that the bundle leaves to the bucket, by path; two of one content are one object.
         footprint: What the bundle is made of.
         providers: Platforms whose limits the bundle is held against, beside this one's.
+        obstacles: What else is in the way, whatever the limits; each names the way out.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Desired:
     models: Mapping[str, Artifact] = field(default_factory=dict)
     footprint: Footprint = Footprint()  # noqa: RUF009 - frozen
     providers: tuple[ProviderInfo, ...] = ()
+    obstacles: tuple[str, ...] = ()
 
     def spec(self, number: int) -> FunctionSpec:
         """Return the specification of this as revision `number`."""
@@ -285,6 +287,7 @@ def _check(desired: Desired, observed: Observed, number: int) -> _Findings:
     info, limits, found = desired.info, desired.info.limits, _Findings()
     title = info.title
     _check_settings(desired, found)
+    found.refusals.extend(desired.obstacles)
     found.within(
         "timeout", desired.timeout.total_seconds(), limits.timeout.total_seconds(), "s", "ask for a shorter --timeout"
     )

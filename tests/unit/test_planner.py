@@ -212,6 +212,11 @@ REFUSED = {
     "an architecture it does not have": (replace(DESIRED, architecture="arm64"), "arm64", "x86_64"),
     "max below min": (replace(DESIRED, scaling=Scaling(min_instances=3, max_instances=2)), "from 3 to 2", "min"),
     "too many instances": (replace(DESIRED, scaling=Scaling(max_instances=11)), "11 instances", "--max"),
+    "what no limit tells of": (
+        replace(DESIRED, obstacles=("there is no Python 3.12: install it",)),
+        "Python 3.12",
+        "install",
+    ),
     "a canary over 100": (replace(DESIRED, canary=101), "101 %", "1 to 100"),
     "a canary with nothing beside it": (replace(DESIRED, canary=10), "a revision that has the traffic", "--canary"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polyserve import desired as desired_module
 from polyserve.bucket import Bucket
 from polyserve.desired import Target, desire
 from polyserve.driver import BundleForm
@@ -66,6 +68,33 @@ def test_where_no_python_has_the_wheels_the_reason_is_that_of_its_own(onnx_packa
 
     with pytest.raises(PackageError, match=f"no wheel for Python {HERE}"):
         desire(onnx_package, cloud, name="double")
+
+
+def test_a_rehearsal_is_refused_where_this_machine_has_no_such_python(onnx_package, cloud, monkeypatch):
+    here = {NEXT: f"/usr/bin/python{NEXT}"}
+    monkeypatch.setattr(desired_module, "find_python", here.get)
+    assert desire(onnx_package, cloud, name="double", emulated=True)[0].obstacles == ()
+
+    here.clear()
+    (reason,) = desire(onnx_package, cloud, name="double", emulated=True)[0].obstacles
+
+    assert f"python{NEXT} is on the PATH" in reason
+    # It was never anything but ONNX.
+    assert "--compile" not in reason
+    assert desire(onnx_package, cloud, name="double")[0].obstacles == ()
+
+
+def test_a_rehearsal_of_a_compiled_model_may_do_without_compiling(onnx_package, cloud, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(desired_module, "find_python", lambda python: None)
+    origin = {"compiled": {"from": "sklearn", "to": "onnx"}, "digest": "d" * 64}
+    shutil.copytree(onnx_package.root, tmp_path / "compiled")
+    manifest = dataclasses.replace(onnx_package.manifest, origin=origin)
+    (tmp_path / "compiled" / "manifest.json").write_bytes(manifest.to_json())
+    compiled = ModelPackage.open(tmp_path / "compiled")
+
+    (reason,) = desire(compiled, cloud, name="double", emulated=True)[0].obstacles
+
+    assert f"under Python {HERE}, with --compile off" in reason
 
 
 def test_code_and_pickles_stay_with_their_python(cloud, tmp_path: Path, monkeypatch):
