@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,7 +99,11 @@ class Console:
         """Write labelled values below each other."""
         width = max((len(label) for label, _ in pairs), default=0)
         for label, value in pairs:
-            self.line(Cell(f"  {label.ljust(width)}  ", "dim"), value)
+            text = value if isinstance(value, str) else value.text
+            rest = "\n".join(_broken(text, width + 4, sys.stdout))
+            self.line(
+                Cell(f"  {label.ljust(width)}  ", "dim"), rest if isinstance(value, str) else Cell(rest, value.style)
+            )
 
     def next(self, *commands: str) -> None:
         """Write the commands that people usually want next; on a terminal only, as a pipe has no use for them."""
@@ -118,7 +124,9 @@ class Console:
     def warn(self, message: str) -> None:
         """Write a warning to stderr, whatever it is."""
         prefix = "\033[33mwarning:\033[0m" if fancy(sys.stderr) and not os.environ.get("NO_COLOR") else "warning:"
-        sys.stderr.write(f"{prefix} {message}\n")
+        indent = len("warning: ")
+        lines = _broken(message, indent, sys.stderr)
+        sys.stderr.write(f"{prefix} " + "\n".join(lines) + "\n")
 
     def confirm(self, question: str) -> bool:
         """Ask a question on the terminal; everything but yes is no. Only where `asks()`."""
@@ -208,6 +216,15 @@ class _ShownStep(Step):
 def fancy(stream: TextIO) -> bool:
     """Return whether a stream is a terminal that can do more than print lines. NO_COLOR is rich's to respect: layout stays, colours go."""
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def _broken(text: str, indent: int, stream: TextIO) -> list[str]:
+    """Return a text in lines that fit a terminal, the later ones indented; broken between words only, so that a path stays whole."""
+    width = max(40, shutil.get_terminal_size().columns)
+    if not stream.isatty() or len(text) + indent <= width:
+        return [text]
+    lines = textwrap.wrap(text, width - indent, break_long_words=False, break_on_hyphens=False)
+    return [lines[0], *(" " * indent + line for line in lines[1:])]
 
 
 def _plain(cell: str | Cell) -> str:

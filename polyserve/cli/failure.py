@@ -13,9 +13,11 @@ from collections.abc import Iterator
 import click
 
 from polyserve.cli.exit_codes import FAULT, INTERRUPTED
+from polyserve.cli.providers import NOT_YET, PLANNED
 from polyserve.errors import (
     ConflictError,
     InternalError,
+    InvalidArgumentError,
     NotFoundError,
     PackageError,
     PlanRefused,
@@ -85,6 +87,8 @@ def _hints(error: PolyserveError) -> Iterator[str]:
             yield f"traffic was not touched; polyserve logs {error.resource or 'NAME'}{provider} has the reason"
         case NotFoundError() if error.provider and "polyserve list" not in error.message:
             yield f"polyserve list{provider} shows the deployments there are"
+        case InvalidArgumentError() if error.message.startswith("unknown provider") and error.resource in PLANNED:
+            yield f"{PLANNED[error.resource]}: {NOT_YET}"
         case UnavailableError():
             yield "run the same command again; polyserve doctor looks for the cause"
         case InternalError():

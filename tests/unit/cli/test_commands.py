@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from polyserve import api
+from polyserve.cli.providers import PLANNED
 from polyserve.driver import Scaling
 from polyserve.errors import FailedPreconditionError
 from polyserve.model.compile.report import Compilation, Served
@@ -190,6 +191,15 @@ def test_a_mistyped_provider_is_told_before_anything_is_packaged(run, monkeypatc
     for verb in ("deploy", "plan"):
         result = run(verb, "m:model", "--provider", "lokal")
         assert (result.exit_code, "unknown provider 'lokal'" in result.stderr) == (2, True)
+
+
+def test_a_provider_that_is_planned_is_not_called_a_typing_mistake(run, monkeypatch):
+    monkeypatch.setitem(PLANNED, "nimbus", "A cloud of tomorrow")
+
+    result = run("list", "--provider", "nimbus")
+
+    assert result.exit_code == 2
+    assert "hint: A cloud of tomorrow: not in this version" in result.stderr
 
 
 def test_deploy_passes_what_was_asked_and_shows_where_it_answers(run, package, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -139,3 +140,22 @@ def test_everything_an_answer_may_hold_has_a_form_in_json():
 def test_what_has_no_form_in_json_is_named():
     with pytest.raises(TypeError, match="object has no form in JSON"):
         dump(object())
+
+
+def test_what_is_wider_than_the_terminal_goes_on_below_itself(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    out = Console()
+
+    out.fields([("left out", ", ".join(f"part {n} of 12.3 MB" for n in range(6))), ("url", "http://" + "x" * 80)])
+    out.warn("it goes on and on " * 6)
+
+    wide, narrow = (re.sub(r"\033\[[0-9;]*m", "", text) for text in capsys.readouterr())
+    *lines, url = [line.rstrip() for line in wide.splitlines()]
+    assert len(lines) > 1, wide
+    assert max(map(len, (*lines, *narrow.splitlines()))) <= 60
+    assert all(line.startswith(" " * 12) for line in lines[1:])
+    assert url == "  url       http://" + "x" * 80
