@@ -223,7 +223,8 @@ def _rehearsed(root: Path, manifest: Manifest, inputs: Sequence[Tensor], saved: 
             message = f"{saved.name} cannot be tried without a sample ({error}): pass one, such as sample=X[:8]"
             raise _refusal(message, "sample") from error
         if error.stage == "sample":
-            message = f"the model does not take the sample: {error}. Pass rows as predict() takes them"
+            reason = str(error).rstrip(".")
+            message = f"the model does not take the sample: {reason}. Pass rows as predict() takes them"
             raise _refusal(message, "sample") from error
         message = f"the model's answer to the sample cannot be sent: {error}. Return arrays, lists or a dict of them"
         raise _refusal(message, "sample") from error

@@ -6,6 +6,7 @@ loaded without, as long as it holds only types that are trusted; any other is re
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -126,6 +127,14 @@ def _load_skops(path: Path) -> object:
     return estimator
 
 
+def _unreadable(path: Path, error: Exception) -> PackageError:
+    message = (
+        f"{path.name!r} is no readable {_FORMATS.get(model_suffix(path), 'joblib or pickle')} file "
+        f"({type(error).__name__}: {error}): save the model again with {_WRITERS.get(model_suffix(path), 'joblib.dump')}"
+    )
+    return _refusal(message, path.name)
+
+
 def _read(path: Path, load: Callable[[Path], object]) -> object:
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -139,12 +148,19 @@ def _read(path: Path, load: Callable[[Path], object]) -> object:
             "PYTHONPATH, or install it"
         )
         raise _refusal(message, path.name) from error
-    except Exception as error:
+    except AttributeError as error:
+        # What pickle says of a class that its module does not have: "Can't get attribute 'Mine' on <module '__main__' from ...>".
+        found = re.match(r"Can't get attribute '([^']+)' on <module '([^']+)'", str(error))
+        if found is None:
+            raise _unreadable(path, error) from error
+        where = "the script that saved it" if found[2] == "__main__" else f"module {found[2]!r}, which has it no more"
         message = (
-            f"{path.name!r} is no readable {_FORMATS.get(model_suffix(path), 'joblib or pickle')} file "
-            f"({type(error).__name__}: {error}): save the model again with {_WRITERS.get(model_suffix(path), 'joblib.dump')}"
+            f"{path.name!r} needs {found[1]!r} of {where}: put it in a module that can be imported here, and save the model "
+            "again with that"
         )
         raise _refusal(message, path.name) from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
     for warning in caught:
         saved_by = getattr(warning.message, "original_sklearn_version", None)
         if saved_by is not None:

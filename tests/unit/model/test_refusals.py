@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,19 @@ def test_a_method_that_the_model_has_not(iris):
     assert "predict" in message.partition("methods=")[2]
 
 
+def test_a_class_of_the_script_that_saved_it(tmp_path, monkeypatch):
+    script = ModuleType("__main__")
+    script.Mine = type("Mine", (LinearRegression,), {"__module__": "__main__"})
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    path = tmp_path / "mine.pkl"
+    path.write_bytes(pickle.dumps(script.Mine()))
+    del script.Mine
+
+    message = refusal(path)
+
+    assert "'mine.pkl' needs 'Mine' of the script that saved it: put it in a module" in message
+
+
 @pytest.mark.parametrize("methods", [[], ["predict", "predict"]], ids=["none", "twice"])
 def test_methods_that_make_no_outputs(regression, methods):
     assert "must name at least one method, and each one once" in refusal(regression, methods=methods)
@@ -133,6 +147,7 @@ def test_a_sample_that_the_model_refuses(regression):
     message = refusal(regression, sample=np.ones((2, 3)))
 
     assert "does not take the sample" in message
+    assert ".." not in message
     assert "3 features" in message
 
 
