@@ -191,13 +191,14 @@ class Revision:
     def _crashed(self, instance: InstanceProcess) -> None:
         now, options = time.monotonic(), self.function.state.options
         reason = instance.failure or "ended without a reason"
+        # What it wrote itself: our own notes say no more than the reason does.
+        log = "" if instance.clean_failure else _without_notes(tail(Path(instance.record.log)))
         if instance.failure is not None and not instance.clean_failure:
             instance.note("ended", instance.failure)
         if instance.ready_at and now - instance.ready_at >= QUICK_CRASH_S:
             # It had answered for a while: whoever waits gets another one at once.
             return
         if instance.clean_failure or (not instance.ready_at and self.failures + 1 >= options["start_attempts"]):
-            log = "" if instance.clean_failure else tail(Path(instance.record.log))
             self.fail(f"{reason}\n{log}".strip())
             return
         self.failures += 1
@@ -219,7 +220,7 @@ class Revision:
             elif not instance.ready and now - instance.born > self.function.state.options["start_timeout_s"]:
                 instance.kill(f"the model did not load within {self.function.state.options['start_timeout_s']:g} s")
             elif (look or CHEAP_LOOK) and (held := resident_bytes(instance.pid)) > spec.memory_mb << 20:
-                instance.kill(f"out of memory: {held >> 20} MB over limit {spec.memory_mb} MB: raise memory_mb")
+                instance.kill(f"out of memory: {held >> 20} MB over limit {spec.memory_mb} MB: raise it with --memory")
             elif instance.serving and pulse is not None:
                 quiet = now - max(pulse.last_activity, instance.ready_at)
                 samples.append(Sample(inflight=pulse.inflight, completed=pulse.completed, quiet_s=quiet))
@@ -284,3 +285,8 @@ class Revision:
         if self.provisioning is not None:
             # It sees the event at its next step, and kills the program that it waits for.
             await self.provisioning
+
+
+def _without_notes(log: str) -> str:
+    """Return a log without the lines that the gateway put there."""
+    return "\n".join(line for line in log.splitlines() if not line.startswith('{"event": "killed"')).strip()

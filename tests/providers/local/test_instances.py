@@ -100,6 +100,16 @@ def test_an_instance_over_its_memory_is_killed_with_the_reason_in_its_log(world:
     assert "out of memory" in world.log()
 
 
+def test_a_revision_that_never_fits_its_memory_fails_with_one_sentence(make_world: Callable[..., Any]) -> None:
+    world = make_world(start_attempts=1)
+    world.functions.apply(world.spec(memory_mb=4))
+
+    reason = world.settled().reason
+
+    assert reason.startswith("out of memory: ")
+    assert reason.endswith("MB over limit 4 MB: raise it with --memory")
+
+
 def test_an_instance_that_ends_in_the_middle_costs_its_own_request_only(world: Any) -> None:
     world.deploy()
     with pytest.raises(httpx.TransportError):
