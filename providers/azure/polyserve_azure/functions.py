@@ -249,12 +249,12 @@ class FlexPlatform:
         except (AppError, ServiceError) as error:
             if classify(error) is not ErrorCode.UNAVAILABLE:
                 raise
-            # The host of a site that was just made.
-            return _Progress(incomplete=True)
+            # The host of a site that was just made: nothing can be done before it has keys.
+            return _Progress()
         deployment = self._publisher.latest(scm_url(self._settings, site))
         if deployment is None or deployment.mark != publish_mark(app.spec.artifact):
             busy = deployment is not None and deployment.running
-            return _Progress(incomplete=True, publish=not busy)
+            return _Progress(incomplete=not busy, publish=not busy)
         if deployment.running or deployment.failed:
             failed = _Progress(phase=Phase.FAILED, reason=deployment.reason, publish=True)
             return failed if deployment.failed else _Progress()
@@ -379,6 +379,7 @@ def _begun(plan: Mapping[str, Any]) -> AppStatus:
         recorded=tags.get(SPEC_TAG, ""),
     )
     app = AppSpec(app=_app_of(plan), spec=spec, front=tags.get(FRONT_TAG) == "1", scaling=scaling)
+    settled = plan["properties"].get("provisioningState", "Succeeded") in {"Succeeded", "Failed"}
     return AppStatus(
-        app=app, phase=Phase.PROVISIONING, url=None, native_id=str(plan["id"]), labels=labels, incomplete=True
+        app=app, phase=Phase.PROVISIONING, url=None, native_id=str(plan["id"]), labels=labels, incomplete=settled
     )

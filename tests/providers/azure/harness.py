@@ -5,6 +5,7 @@ The oracle knows how keys are written from the documentation of `polyserve_azure
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from azure.storage.blob import BlobServiceClient, ContentSettings
 from polyserve.driver import ErrorCode, FunctionSpec, Provider
 from polyserve.layers.fronting import fronted
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
+from polyserve_azure.credentials import Credentials
 from polyserve_azure.errors import (
     AppError,
     BucketNotEmptyError,
@@ -36,7 +38,9 @@ from polyserve_azure.errors import (
     TokenError,
 )
 from polyserve_azure.provider import AzureProvider
+from polyserve_azure.resources import ResourceManager
 from polyserve_azure.settings import AzureSettings
+from polyserve_azure.storage import Accounts
 
 BUNDLES = "contract-bundles"
 PATIENCE_S = 10.0
@@ -113,10 +117,10 @@ class AzureHarness:
         self._group = group
         self._clients: dict[str, BlobServiceClient] = {}
 
-    def _arm(self, method: str, path: str, version: str = "2024-01-01") -> Any:
+    def _arm(self, method: str, path: str, version: str = "2024-01-01", body: Any = None) -> Any:
         """Ask Resource Manager past the driver."""
         url = path if path.startswith("http") else f"{self._settings.management_url}{path}?api-version={version}"
-        reply = self._http.request(method, url)
+        reply = self._http.request(method, url, json=body)
         if reply.status_code == 404 or not reply.raise_for_status().content:
             return None
         return reply.json()
@@ -213,6 +217,47 @@ class AzureHarness:
         if not kept and group is not None and group["properties"]["provisioningState"] != "Deleting":
             found.append(f"resource group {self._group}")
         return found
+
+    # --- what the tests of this room need beside -----------------------------------------------------------------------
+
+    @property
+    def settings(self) -> AzureSettings:
+        return self._settings
+
+    def accounts(self) -> list[str]:
+        return self._accounts()
+
+    def account_keys(self) -> list[str]:
+        (account,) = self._accounts()
+        path = f"{self._group}/providers/Microsoft.Storage/storageAccounts/{account}/listKeys"
+        return [each["value"] for each in self._arm("POST", path)["keys"]]
+
+    def shown_access(self) -> str:
+        """Return what is printed of the way that the driver has to the account."""
+        credentials = Credentials(self._settings)
+        manager = ResourceManager(self._settings, credentials)
+        with closing(credentials), closing(manager), closing(Accounts(self._settings, manager)) as accounts:
+            return f"{accounts.access()!r} {accounts!r} {credentials!r}"
+
+    def site_name(self, app: str) -> str:
+        digest = hashlib.sha256(
+            f"{self._settings.subscription_id}\0{self._settings.resource_group}".encode()
+        ).hexdigest()
+        return f"{app}-{digest[:7]}"
+
+    def renew_key(self, app: str) -> None:
+        path = f"{self._web('sites', self.site_name(app))}/host/default/functionKeys/default"
+        self._arm("PUT", path, body={"properties": {"name": "default", "value": "renewed-" + "x" * 40}})
+
+    def make_plan(self, name: str, *, tags: Mapping[str, str]) -> None:
+        body = {"location": self._settings.location, "sku": {"name": "FC1"}, "properties": {"reserved": True}}
+        self._arm("PUT", self._web("serverfarms", name), body={**body, "tags": dict(tags)})
+
+    def remove_plan(self, name: str) -> None:
+        self._arm("DELETE", self._web("serverfarms", name))
+
+    def _web(self, kind: str, name: str) -> str:
+        return f"{self._group}/providers/Microsoft.Web/{kind}/{name}"
 
     def error_cases(self) -> Sequence[ErrorCase]:
         return [*_service_cases(), *_storage_cases(), *_sdk_cases(), *_own_cases()]
