@@ -114,7 +114,7 @@ def _looked_at(deployment: Deployment) -> dict[str, str]:
     connections = Connections()
     try:
         for what, request in requests.items():
-            found[what] = _shown(_asked(deployment, connections, request))
+            found[what] = _shown(_asked(deployment, revision.number, connections, request))
     finally:
         connections.close()
     return found
@@ -145,8 +145,8 @@ def _golden(deployment: Deployment, revision: Revision) -> Request:
     return request
 
 
-def _asked(deployment: Deployment, connections: Connections, request: Request) -> Response:
-    """Send one request and return the answer whatever its status."""
+def _asked(deployment: Deployment, number: int, connections: Connections, request: Request) -> Response:
+    """Send one request to one revision, so that no canary answers, and return the answer whatever its status."""
     provider = deployment.target.provider
     request = Request(
         method=request.method,
@@ -156,7 +156,7 @@ def _asked(deployment: Deployment, connections: Connections, request: Request) -
         request_id=REQUEST_ID,
     )
     with translating(provider, "invoke", deployment.name):
-        address = provider.invoker.resolve(deployment.name)
+        address = provider.invoker.resolve(deployment.name, revision=number)
         call = provider.invoker.prepare(address, request)
         reply = connections.send(call, time.monotonic() + COLD_WITHIN.total_seconds())
         return provider.invoker.parse(address, reply)

@@ -34,10 +34,10 @@ def clouds() -> Iterator[list[Provider]]:
         provider.close()
 
 
-def deployed(provider: Provider, model: ModelPackage) -> Deployment:
+def deployed(provider: Provider, model: ModelPackage, *, canary: int | None = None) -> Deployment:
     """Deploy a package and return its deployment."""
     target = Target(provider=provider, bucket=Bucket(provider, BUCKET))
-    desired, bundle = desire(model, target, name="same", memory_mb=256)
+    desired, bundle = desire(model, target, name="same", memory_mb=256, canary=canary)
     roll_out(target, desired, model, bundle)
     return Deployment(target, load(target.bucket, "same")[0])
 
@@ -69,6 +69,15 @@ def test_another_package_is_told_with_what_differs(clouds):
     assert not found.equal
     assert differing[0] == "package"
     assert "the golden sample" in differing
+
+
+def test_a_canary_is_not_asked(clouds):
+    deployments = [deployed(cloud, times(2)) for cloud in clouds]
+    deployments[1] = deployed(clouds[1], times(3), canary=99)
+
+    found = compare(deployments)
+
+    assert found.equal, found.to_dict()
 
 
 def test_one_that_was_destroyed_is_not_found(clouds):
