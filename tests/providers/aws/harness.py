@@ -153,7 +153,9 @@ class AwsHarness:
 def start_emulator(directory: Path) -> tuple[subprocess.Popen[bytes], Mapping[str, Any]]:
     """Start the emulator, and return its process and the options to reach it with once it answers."""
     home, log = directory / "emulator", directory / "emulator.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    # Nothing of the test that happens to be the first: it outlives that, and has no credentials of anybody's.
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "polyserve_aws.emulator", str(home), "--settle", "0.03"],
