@@ -602,6 +602,10 @@ class AppPlatform(Protocol):
         """Return what the caller must be allowed to do to deploy this, as the provider's own action names. Pure."""
         ...
 
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return the same as the provider's own policy document, as `FunctionPlatform.policy`. Pure."""
+        ...
+
 
 # --- invocation -----------------------------------------------------------------------------------------------------
 

@@ -249,8 +249,8 @@ class FrontedPlatform:
         return self._apps.permissions(spec)
 
     def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
-        """Return nothing: platforms of apps give roles, not documents."""
-        return {}
+        """Return the same as the provider's own policy document."""
+        return self._apps.policy(spec)
 
     def _function(self, name: str) -> _Function:
         function = _Function.of(self._apps.list(labels={LABEL: name}))

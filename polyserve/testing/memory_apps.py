@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 from polyserve.driver import (
     Address,
@@ -122,6 +123,10 @@ class MemoryApps:
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return nothing: this process may do what it likes with itself."""
         return ()
+
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return nothing, as `permissions`."""
+        return {}
 
     def answer(self, app: str, request: Request) -> Response:
         """Answer a call of an app: here, or where its forwards say."""
