@@ -44,16 +44,16 @@ def permissions(spec: FunctionSpec) -> Sequence[str]:
 def custom_role(spec: FunctionSpec, settings: AzureSettings) -> Mapping[str, Any]:
     """Return the definition of a custom role that has them, as `az role definition create` takes it.
 
-    It is for one resource group, which has to be there then; without a group's own actions it would have to be made by somebody else.
+    It is assigned on the subscription: what a region offers is asked there, and there a resource group is made.
     """
     subscription = settings.subscription_id or "<subscription>"
     return {
-        "Name": f"polyserve deployer of {settings.resource_group}",
+        "Name": f"polyserve deployer of {spec.name}",
         "IsCustom": True,
-        "Description": f"Deploys, calls, watches and destroys {spec.name} and whatever else polyserve has in the group.",
+        "Description": "Deploys, calls, watches and destroys what polyserve makes.",
         "Actions": list(permissions(spec)),
         "NotActions": [],
         "DataActions": [],
         "NotDataActions": [],
-        "AssignableScopes": [f"/subscriptions/{subscription}/resourceGroups/{settings.resource_group}"],
+        "AssignableScopes": [f"/subscriptions/{subscription}"],
     }

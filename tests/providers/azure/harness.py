@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -255,6 +256,21 @@ class AzureHarness:
 
     def remove_plan(self, name: str) -> None:
         self._arm("DELETE", self._web("serverfarms", name))
+
+    def token_with(self, actions: Sequence[str]) -> str:
+        """Return a token of a new principal whose only role has these actions."""
+        scope, role = f"/subscriptions/{self._settings.subscription_id}", str(uuid.uuid4())
+        given = {
+            "roleName": role,
+            "type": "CustomRole",
+            "assignableScopes": [scope],
+            "permissions": [{"actions": list(actions)}],
+        }
+        path = f"{scope}/providers/Microsoft.Authorization/roleDefinitions/{role}"
+        self._arm("PUT", path, "2022-04-01", body={"properties": given})
+        url = f"{self._settings.management_url}/_emulator/principals"
+        made = self._http.post(url, json={"roles": [{"role": role, "scope": scope}]}).raise_for_status()
+        return str(made.json()["access_token"])
 
     def _web(self, kind: str, name: str) -> str:
         return f"{self._group}/providers/Microsoft.Web/{kind}/{name}"

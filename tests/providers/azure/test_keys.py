@@ -1,4 +1,4 @@
-"""Names of blobs: whatever the key, nothing that Blob Storage, XML or a client on the way refuses, and in the same order however it sorts."""
+"""Names of blobs: nothing that Blob Storage, XML or a client on the way refuses, and in the same order however the service sorts."""
 
 import re
 
