@@ -79,10 +79,21 @@ def collect(
     walk = _Walk(environment, dict(renamed or {}))
     for path in code:
         walk.add_path(Path(path))
-    for module in sorted(modules):
+    for module in sorted({_imported_as(module) for module in modules}):
         walk.require(module)
     walk.follow()
     return walk.found
+
+
+def _imported_as(module: str) -> str:
+    """Return the name by which a module was imported, where it goes by another one, too.
+
+    Modules of Cython may call themselves by their last name alone: scikit-learn 1.7's losses are of a module `_loss`, which is there only
+    because `sklearn._loss._loss` was imported.
+    """
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    name = getattr(spec, "name", None)
+    return name if isinstance(name, str) and name.endswith(f".{module}") and module != MAIN else module
 
 
 class _Walk:
