@@ -114,7 +114,8 @@ class Azurite:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+        # Its log of requests may have filled the pipe; until that is read, asyncio does not see that the process is gone.
+        await self._process.communicate()
 
     async def _await_line(self, text: str) -> str:
         assert self._process is not None
