@@ -37,9 +37,9 @@ class Trained:
     """A model and the data it has not seen."""
 
     model: Any
-    images: np.ndarray
-    labels: np.ndarray
-    sample: np.ndarray
+    images: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    sample: np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +205,7 @@ def _destroy_last(begin: Any, where: options.Where) -> None:
     step.done("destroyed the demo that was there")
 
 
-def _keep_images(images: np.ndarray) -> Path:
+def _keep_images(images: np.ndarray[Any, Any]) -> Path:
     """Write images to the cache, for people to invoke the deployment with, and return the file."""
     from polyserve.model.storage import cache_directory
 
@@ -215,13 +215,13 @@ def _keep_images(images: np.ndarray) -> Path:
     return file
 
 
-def _answers(deployment: Deployment, images: np.ndarray) -> list[Any]:
+def _answers(deployment: Deployment, images: np.ndarray[Any, Any]) -> list[Any]:
     """Return the answers to all images, sent in batches, in order."""
     batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     return [answer for batch in batches for answer in deployment.invoke(batch)]
 
 
-def _round_trip(deployment: Deployment, image: np.ndarray) -> float:
+def _round_trip(deployment: Deployment, image: np.ndarray[Any, Any]) -> float:
     began = time.perf_counter()
     deployment.invoke(image[None, :], timeout=timedelta(seconds=30))
     return time.perf_counter() - began
@@ -232,7 +232,7 @@ def _percentile(ordered: Sequence[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
-def _accuracy(answers: Sequence[Any], labels: np.ndarray) -> float:
+def _accuracy(answers: Sequence[Any], labels: np.ndarray[Any, Any]) -> float:
     right = sum(int(answer) == int(label) for answer, label in zip(answers, labels, strict=True))
     return round(right / len(labels), 6)
 

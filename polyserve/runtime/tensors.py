@@ -198,7 +198,8 @@ class Tensor:
             return data
         if self.datatype == "BF16":
             return (np.frombuffer(data, "<u2").astype("u4") << 16).view("f4").reshape(self.shape)
-        elements = np.frombuffer(data, data.typecode if type(data) is array else _NUMPY_NAMES[self.datatype])
+        code = data.typecode if type(data) is array else _NUMPY_NAMES[self.datatype]
+        elements: np.ndarray[Any, Any] = np.frombuffer(data, code)
         if type(data) is not array:
             # The body's bytes are read-only and unaligned; code that works on JSON input must work on binary input.
             elements = elements.copy()

@@ -100,7 +100,8 @@ def at_borders(sample: Rows, labels: Callable[[Rows], Any]) -> Iterator[Probe]:
     if not len(apart):
         return
     here, there, first = [a[apart] for a in here], [a[apart] for a in there], first[apart]
-    low, high = np.zeros(len(apart)), np.ones(len(apart))
+    low: Any = np.zeros(len(apart))
+    high: Any = np.ones(len(apart))
 
     def between(share: Any) -> Rows:
         return [
