@@ -191,9 +191,9 @@ class Tensor:
 
         data = self.data
         if self.datatype == "BYTES":
-            elements = np.empty(len(data), dtype=object)
-            elements[:] = self.flat()
-            return elements.reshape(self.shape)
+            texts = np.empty(len(data), dtype=object)
+            texts[:] = self.flat()
+            return texts.reshape(self.shape)
         if isinstance(data, np.ndarray):
             return data
         if self.datatype == "BF16":
