@@ -18,6 +18,12 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONTRACTS = {contract["name"]: contract for contract in SETTINGS["tool"]["importlinter"]["contracts"]}
 ROOMS = sorted(path for path in (ROOT / "providers").glob("*/polyserve_*") if path.is_dir())
 
+UNFINISHED = {"azure"}
+"""Rooms whose provider does not pass every suite yet: they are built, typed and tested, and nothing reaches them by their name."""
+
+# What a platform's own programming model makes of its entrypoint, beside the standard library.
+PLATFORM = {"polyserve_azure": "azure"}
+
 TRAVELLERS = sorted([*(ROOT / "polyserve" / "runtime").rglob("*.py"), *(ROOT / "providers").glob("*/*/entrypoint.py")])
 # What a function may import when it runs: the model's own framework, and what makes it faster where it is installed.
 OPTIONAL = {
@@ -70,7 +76,8 @@ def test_what_travels_with_a_function_imports_the_standard_library_only(path: Pa
     for name, on_import, line in _imports(path):
         top = name.partition(".")[0]
         ours = name.startswith(("polyserve.runtime", "polyserve.__version__")) or top.startswith("polyserve_")
-        if top in sys.stdlib_module_names or ours or (top in OPTIONAL and not on_import):
+        platform = name.startswith("azure.functions") and PLATFORM.get(path.parent.name) == top
+        if top in sys.stdlib_module_names or ours or platform or (top in OPTIONAL and not on_import):
             continue
         wrong.append(f"line {line}: {name}{' when it is imported' if on_import else ''}")
 
@@ -112,7 +119,8 @@ def test_every_provider_is_registered_shipped_and_under_contract(room: Path) -> 
 
     assert room.name in tool["importlinter"]["root_packages"]
     assert room.relative_to(ROOT).as_posix() in tool["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert SETTINGS["project"]["entry-points"]["polyserve.providers"][short] == f"{room.name}:INFO"
+    registered = SETTINGS["project"]["entry-points"]["polyserve.providers"]
+    assert registered.get(short) == (None if short in UNFINISHED else f"{room.name}:INFO")
     assert room.name in CONTRACTS["The core never imports a provider or a cloud SDK"]["forbidden_modules"]
     assert (
         room.name
@@ -135,7 +143,7 @@ def test_every_entry_point_has_a_room() -> None:
         if entry.dist and entry.dist.name == "polyserve-sdk"
     }
 
-    assert names == {room.parent.name for room in ROOMS}
+    assert names == {room.parent.name for room in ROOMS} - UNFINISHED
 
 
 def test_the_providers_directory_itself_cannot_be_imported() -> None:
