@@ -110,6 +110,16 @@ class MakesABucketOnlyOnce(MemoryProvider):
         super().ensure_bucket(bucket)
 
 
+@LIARS.caught_by(DeploymentContract.test_three_revisions_share_the_traffic_or_are_refused)
+class SendsAllToOneOfThree(MemoryPlatform):
+    def answer(self, request):
+        _, _, name, which, path = request.path.split("/", 4)
+        weights = self._functions[name].weights
+        if which == "traffic" and len(weights) > 2:
+            request = replace(request, path=f"/functions/{name}/{min(weights)}/{path}")
+        return super().answer(request)
+
+
 @LIARS.caught_by(DeploymentContract.test_an_update_takes_the_traffic_and_a_rollback_gives_it_back)
 class KeepsToItsFirstRoute(MemoryPlatform):
     def route(self, name, weights):
