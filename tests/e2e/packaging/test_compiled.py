@@ -70,9 +70,9 @@ def test_a_compiled_package_is_the_same_in_every_process(tmp_path):
 
 
 def test_code_of_the_users_own_is_not_converted(project, iris):
-    project({"doubling": OWN})
+    project({"doubling_of_mine": OWN})
 
-    made = polyserve.package("doubling:model", name="own", sample=iris[0][:40])
+    made = polyserve.package("doubling_of_mine:model", name="own", sample=iris[0][:40])
 
     assert made.manifest.flavor == "sklearn"
     assert "it has code of your own, and code cannot be converted" in made.compilation.reason
