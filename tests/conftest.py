@@ -125,6 +125,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         GUARD.tier = ""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """Let what belongs to the whole session be ended after the last test, of whichever tier that is."""
+    if nextitem is None:
+        GUARD.tier = ""
+    return (yield)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse a test outside the tiers: nobody could say what it may touch."""
     for item in items:

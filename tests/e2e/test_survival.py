@@ -35,9 +35,9 @@ def predict(rows):
 
 @pytest.fixture
 def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[polyserve.Deployment]:
-    (tmp_path / "doubling.py").write_text(MODEL)
+    (tmp_path / "survivor.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
-    package = polyserve.package("doubling:predict", name="doubling", sample=[[1.0], [2.0]])
+    package = polyserve.package("survivor:predict", name="doubling", sample=[[1.0], [2.0]])
     deployment = polyserve.deploy(package, memory_mb=256, min_instances=1, max_instances=3)
     yield deployment
     deployment.destroy()
