@@ -6,7 +6,7 @@ from polyserve import registry
 from polyserve.testing.deployments import DeploymentContract
 from polyserve.testing.interruptions import CrashContract, FaultContract
 
-RECORDING = [*registry.providers(), "memory", "single"]
+RECORDING = [*registry.providers(), "memory", "single", "fronted"]
 """All but the one that cannot write conditionally: there every deploy is refused. "single" cannot split traffic."""
 
 
