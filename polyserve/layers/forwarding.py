@@ -5,21 +5,21 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TypeVar
 
-from polyserve.driver import ErrorCode, FunctionPlatform, Invoker, ObjectStore, Provider, ProviderInfo
+from polyserve.driver import Cloud, ErrorCode, FunctionPlatform, Invoker, ObjectStore, Provider, ProviderInfo
 
-__all__ = ["ForwardingProvider"]
+__all__ = ["ForwardingCloud", "ForwardingProvider"]
 
 T = TypeVar("T")
 
 
-class ForwardingProvider:
-    """Implements `polyserve.driver.Provider` by asking another one. A layer overrides what it changes.
+class ForwardingCloud:
+    """Implements `polyserve.driver.Cloud` by asking another one: all but what runs models. A layer overrides what it changes.
 
     Args:
         provider: The provider below.
     """
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Cloud) -> None:
         self._provider = provider
 
     @property
@@ -38,11 +38,6 @@ class ForwardingProvider:
     def remove_bucket(self, bucket: str) -> None:
         """Delete the bucket if it is empty."""
         self._provider.remove_bucket(bucket)
-
-    @property
-    def functions(self) -> FunctionPlatform:
-        """Return the function platform."""
-        return self._provider.functions
 
     @property
     def invoker(self) -> Invoker:
@@ -64,3 +59,21 @@ class ForwardingProvider:
     def close(self) -> None:
         """Give back connections."""
         self._provider.close()
+
+
+class ForwardingProvider(ForwardingCloud):
+    """Implements `polyserve.driver.Provider` by asking another one.
+
+    Args:
+        provider: The provider below.
+    """
+
+    _provider: Provider
+
+    def __init__(self, provider: Provider) -> None:
+        super().__init__(provider)
+
+    @property
+    def functions(self) -> FunctionPlatform:
+        """Return the function platform."""
+        return self._provider.functions

@@ -19,8 +19,8 @@ import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import Any, TypeVar, cast
+from datetime import datetime
+from typing import Any, cast
 
 from polyserve.driver import (
     LABEL,
@@ -37,10 +37,8 @@ from polyserve.driver import (
     HttpReply,
     Invoker,
     LogEvent,
-    ObjectStore,
     Phase,
     Provider,
-    ProviderInfo,
     Request,
     Response,
     RevisionStatus,
@@ -53,10 +51,9 @@ from polyserve.errors import (
     NotFoundError,
     PolyserveError,
 )
+from polyserve.layers.forwarding import ForwardingCloud
 
 __all__ = ["fronted"]
-
-T = TypeVar("T")
 
 
 def fronted(provider: Provider | AppProvider) -> Provider:
@@ -66,32 +63,17 @@ def fronted(provider: Provider | AppProvider) -> Provider:
     return provider
 
 
-class FrontedProvider:
+class FrontedProvider(ForwardingCloud):
     """Implements `polyserve.driver.Provider` over a provider of apps.
 
     Args:
         provider: The provider below.
     """
 
+    _provider: AppProvider
+
     def __init__(self, provider: AppProvider) -> None:
-        self._provider = provider
-
-    @property
-    def info(self) -> ProviderInfo:
-        """Return what the provider can do."""
-        return self._provider.info
-
-    def store(self, bucket: str) -> ObjectStore:
-        """Return one bucket."""
-        return self._provider.store(bucket)
-
-    def ensure_bucket(self, bucket: str) -> None:
-        """Make the bucket exist."""
-        self._provider.ensure_bucket(bucket)
-
-    def remove_bucket(self, bucket: str) -> None:
-        """Delete the bucket if it is empty."""
-        self._provider.remove_bucket(bucket)
+        super().__init__(provider)
 
     @property
     def functions(self) -> FunctionPlatform:
@@ -105,19 +87,7 @@ class FrontedProvider:
 
     def classify(self, error: Exception) -> ErrorCode:
         """Sort an error of the drivers below, or one of this layer."""
-        return error.code if isinstance(error, PolyserveError) else self._provider.classify(error)
-
-    def retry_after(self, error: Exception) -> timedelta | None:
-        """Return how long the service asked to wait before a retry."""
-        return self._provider.retry_after(error)
-
-    def unwrap(self, wanted: type[T]) -> T | None:
-        """Return the native client of that type, or `None`."""
-        return self._provider.unwrap(wanted)
-
-    def close(self) -> None:
-        """Give back connections."""
-        self._provider.close()
+        return error.code if isinstance(error, PolyserveError) else super().classify(error)
 
 
 class FrontedPlatform:
