@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from polyserve import emulation, registry
+from polyserve.emulation import control
 from polyserve.errors import FailedPreconditionError, NotFoundError, UnsupportedError
 
 EMULATOR = """
@@ -106,7 +107,7 @@ def test_a_process_that_only_has_its_number_is_not_taken_for_it(make):
 
 
 def test_one_that_ignores_the_request_to_stop_is_killed_with_its_children(make, monkeypatch):
-    monkeypatch.setattr(emulation, "STOP_WITHIN", 0.2)
+    monkeypatch.setattr(control, "STOP_WITHIN", 0.2)
     info = make(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"

@@ -6,7 +6,7 @@ mirrors our own client would prove nothing.
 
 The way of a request:
 
-    frontdoor  ->  server  ->  access (signatures, identities, policies, actions)
+    listener  ->  server  ->  access (signatures, identities, policies, actions)
                      |-> lambda_api  ->  control | traffic | grants | urls | invoking
                      |                     -> fleet -> environments -> runtime_api <- awslambdaric
                      |-> services (moto)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from polyserve.emulation.http import Call
 from polyserve_aws.emulator.actions import Need, needs
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Call
 from polyserve_aws.emulator.identities import Identities, Principal
 from polyserve_aws.emulator.policies import Verdict, judge, statements
 from polyserve_aws.emulator.services import bucket_policy

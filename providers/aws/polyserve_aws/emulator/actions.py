@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import unescape
 from urllib.parse import parse_qs, unquote
 
+from polyserve.emulation.http import Call
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Call
 from polyserve_aws.emulator.identities import ACCOUNT
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from polyserve.emulation.http import Call
 from polyserve_aws.emulator.access import Access
 from polyserve_aws.emulator.actions import Need
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Call
 from polyserve_aws.emulator.functions import Function, Functions, Reference, Version
 from polyserve_aws.emulator.identities import Principal
 

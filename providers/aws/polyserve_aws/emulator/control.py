@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_aws.emulator.asking import Ask, check_settled, page
 from polyserve_aws.emulator.describing import account_settings, configuration
 from polyserve_aws.emulator.errors import ServiceError, conflict, invalid, missing
-from polyserve_aws.emulator.exchange import Answer, json_answer
 from polyserve_aws.emulator.fleet import Fleet
 from polyserve_aws.emulator.functions import LATEST, Function, Functions, Version
 from polyserve_aws.emulator.identities import ACCOUNT, Identities

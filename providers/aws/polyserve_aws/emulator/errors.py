@@ -11,7 +11,7 @@ import json
 import uuid
 from xml.sax.saxutils import escape
 
-from polyserve_aws.emulator.exchange import Answer
+from polyserve.emulation.http import Answer
 
 QUERY_SERVICES = frozenset({"iam", "sts", "monitoring"})
 JSON_SERVICES = frozenset({"ecr", "logs"})

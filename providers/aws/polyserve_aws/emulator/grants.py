@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_aws.emulator.asking import Ask
 from polyserve_aws.emulator.errors import conflict, invalid, missing
-from polyserve_aws.emulator.exchange import Answer, json_answer
 from polyserve_aws.emulator.functions import Function, Functions
 
 _ACTION = re.compile(r"lambda:[*]|lambda:[a-zA-Z]+|[*]")

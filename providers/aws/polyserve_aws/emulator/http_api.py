@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_aws.emulator.access import Access
 from polyserve_aws.emulator.actions import Need
 from polyserve_aws.emulator.errors import ServiceError
 from polyserve_aws.emulator.events import make_event, read_response
-from polyserve_aws.emulator.exchange import Answer, Call, json_answer
 from polyserve_aws.emulator.functions import Functions
 from polyserve_aws.emulator.identities import ACCOUNT
 from polyserve_aws.emulator.invoking import Invoking

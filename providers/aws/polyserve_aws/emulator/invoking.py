@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import msgspec
 
+from polyserve.emulation.http import Answer
 from polyserve_aws.emulator.asking import Ask
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Answer
 from polyserve_aws.emulator.fleet import Fleet, Outcome
 from polyserve_aws.emulator.functions import Function, Functions, Reference
 

@@ -13,11 +13,11 @@ from urllib.parse import unquote
 
 import botocore.session
 
+from polyserve.emulation.http import Answer, Call
 from polyserve_aws.emulator.access import Access
 from polyserve_aws.emulator.actions import Need
 from polyserve_aws.emulator.asking import Ask
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Answer, Call
 from polyserve_aws.emulator.functions import Functions
 from polyserve_aws.emulator.identities import ACCOUNT, Principal
 from polyserve_aws.emulator.signatures import Signature

@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_aws.emulator.access import Access
 from polyserve_aws.emulator.actions import Need
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Answer, Call, json_answer
 from polyserve_aws.emulator.identities import ACCOUNT, Principal
 from polyserve_aws.emulator.services import put_image, repositories
 

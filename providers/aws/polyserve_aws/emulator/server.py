@@ -10,14 +10,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from polyserve.emulation.http import Answer, Call, Handler, Listener
 from polyserve_aws.emulator import services
 from polyserve_aws.emulator.access import Access
 from polyserve_aws.emulator.actions import Need
 from polyserve_aws.emulator.control import Control
 from polyserve_aws.emulator.errors import ServiceError, format_error
-from polyserve_aws.emulator.exchange import Answer, Call
 from polyserve_aws.emulator.fleet import Fleet
-from polyserve_aws.emulator.frontdoor import Handler, Listener
 from polyserve_aws.emulator.functions import Functions
 from polyserve_aws.emulator.grants import Grants
 from polyserve_aws.emulator.http_api import HttpApis

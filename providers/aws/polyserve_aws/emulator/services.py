@@ -31,8 +31,8 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.s3.exceptions import S3ClientError
 from moto.s3.models import s3_backends
 
+from polyserve.emulation.http import Answer, Call
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Answer, Call
 from polyserve_aws.emulator.identities import ACCOUNT, PARTITION
 
 LOG_EVENT_LIMIT = 256 * 1024 - 26

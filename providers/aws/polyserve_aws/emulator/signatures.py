@@ -16,8 +16,8 @@ from functools import lru_cache
 from posixpath import normpath
 from urllib.parse import parse_qsl, quote, unquote
 
+from polyserve.emulation.http import Call
 from polyserve_aws.emulator.errors import ServiceError
-from polyserve_aws.emulator.exchange import Call
 from polyserve_aws.emulator.identities import Identities, Principal
 
 ALGORITHM = "AWS4-HMAC-SHA256"

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_aws.emulator.asking import Ask, page
 from polyserve_aws.emulator.control import find_version
 from polyserve_aws.emulator.describing import alias_configuration
 from polyserve_aws.emulator.errors import ServiceError, conflict, invalid, missing
-from polyserve_aws.emulator.exchange import Answer, json_answer
 from polyserve_aws.emulator.fleet import ACCOUNT_CONCURRENCY, Fleet
 from polyserve_aws.emulator.functions import LATEST, Alias, Function, Functions
 from polyserve_aws.emulator.releases import Release

@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_aws.emulator.access import Access
 from polyserve_aws.emulator.asking import Ask
 from polyserve_aws.emulator.describing import url_configuration
 from polyserve_aws.emulator.errors import ServiceError, conflict, invalid, missing
 from polyserve_aws.emulator.events import make_event, read_response
-from polyserve_aws.emulator.exchange import Answer, Call, json_answer
 from polyserve_aws.emulator.functions import LATEST, Function, Functions, UrlConfig, stamp
 from polyserve_aws.emulator.identities import ACCOUNT, Principal
 from polyserve_aws.emulator.invoking import REQUEST_LIMIT, Invoking

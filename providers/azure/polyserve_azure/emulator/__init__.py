@@ -7,7 +7,7 @@ mirrors our own client would prove nothing.
 
 The way of a request:
 
-    frontdoor  ->  server  ->  arm (tokens, roles, faults)  ->  groups | storage | plans | sites | insights | ...
+    listener  ->  server  ->  arm (tokens, roles, faults)  ->  groups | storage | plans | sites | insights | ...
                      |-> publishing  ->  packages, blobs (Azurite)  ->  fleet
                      |-> front (routes, keys)  ->  fleet  ->  instances  <->  worker (azure-functions-runtime)
                      |-> logs (Application Insights' query API)

@@ -6,9 +6,9 @@ import re
 import uuid
 from collections.abc import Callable, Iterable
 
+from polyserve.emulation.http import Answer, Call
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError, format_error
-from polyserve_azure.emulator.exchange import Answer, Call
 from polyserve_azure.emulator.faults import Faults
 from polyserve_azure.emulator.operations import Operations
 from polyserve_azure.emulator.principals import Principals

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_azure.emulator.errors import ServiceError
-from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.principals import Principal
 from polyserve_azure.emulator.roles import Roles
 from polyserve_azure.emulator.targets import Target

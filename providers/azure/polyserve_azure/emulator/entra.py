@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from urllib.parse import parse_qsl
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_azure.emulator.errors import ServiceError
-from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.hosting import HostingPlatform
 from polyserve_azure.emulator.principals import LIFETIME_S, Principal, Principals
 

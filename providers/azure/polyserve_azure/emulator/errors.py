@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
-from polyserve_azure.emulator.exchange import Answer, json_answer
+from polyserve.emulation.http import Answer, json_answer
 
 
 class ServiceError(Exception):

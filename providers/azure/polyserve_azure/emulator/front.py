@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-from polyserve_azure.emulator.exchange import Answer, Call, json_answer
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_azure.emulator.fleet import App, NotRunning
 from polyserve_azure.emulator.instances import Instance, Reply
 from polyserve_azure.emulator.limits import Limits

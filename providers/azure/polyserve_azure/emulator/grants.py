@@ -6,9 +6,9 @@ import re
 import uuid
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError
-from polyserve_azure.emulator.exchange import Answer, json_answer
 from polyserve_azure.emulator.principals import Principals
 from polyserve_azure.emulator.roles import Assignment, Role, Roles
 

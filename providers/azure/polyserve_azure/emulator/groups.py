@@ -6,9 +6,9 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError
-from polyserve_azure.emulator.exchange import Answer, json_answer
 from polyserve_azure.emulator.operations import Operations
 from polyserve_azure.emulator.resources import Resource, Resources, matches
 from polyserve_azure.emulator.stacks import LOCATIONS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import bad_request, missing
-from polyserve_azure.emulator.exchange import Answer, json_answer
 from polyserve_azure.emulator.groups import check_location, check_tags
 from polyserve_azure.emulator.principals import Principals
 from polyserve_azure.emulator.resources import Resource, Resources

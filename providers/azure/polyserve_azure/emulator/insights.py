@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError, bad_request, missing
-from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.groups import check_location, check_tags
 from polyserve_azure.emulator.instances import Line
 from polyserve_azure.emulator.principals import INSIGHTS, Principals

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_azure.emulator.errors import ServiceError, format_error
-from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.faults import Faults
 
 

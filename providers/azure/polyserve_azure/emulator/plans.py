@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError, bad_request, conflict, missing
-from polyserve_azure.emulator.exchange import Answer, json_answer
 from polyserve_azure.emulator.groups import check_location, check_tags
 from polyserve_azure.emulator.operations import Operations
 from polyserve_azure.emulator.resources import Resource, Resources

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_azure.emulator.azurite import Azurite
 from polyserve_azure.emulator.errors import ServiceError, format_error
-from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.faults import Faults
 from polyserve_azure.emulator.front import read_host_json
 from polyserve_azure.emulator.hosting import HostingPlatform

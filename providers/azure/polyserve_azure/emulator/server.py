@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from polyserve.emulation.http import Answer, Call, Listener, json_answer
 from polyserve_azure.emulator import stacks
 from polyserve_azure.emulator.arm import ResourceManager
 from polyserve_azure.emulator.asking import Part
 from polyserve_azure.emulator.azurite import Azurite
 from polyserve_azure.emulator.entra import Entra
 from polyserve_azure.emulator.errors import ServiceError, bad_request, format_error
-from polyserve_azure.emulator.exchange import Answer, Call, json_answer
 from polyserve_azure.emulator.faults import Faults
 from polyserve_azure.emulator.front import Front
-from polyserve_azure.emulator.frontdoor import Listener
 from polyserve_azure.emulator.grants import Grants
 from polyserve_azure.emulator.groups import Groups
 from polyserve_azure.emulator.hosting import HostingPlatform

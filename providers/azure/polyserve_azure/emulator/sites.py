@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError, bad_request, conflict, missing
-from polyserve_azure.emulator.exchange import Answer, json_answer
 from polyserve_azure.emulator.groups import check_location, check_tags
 from polyserve_azure.emulator.operations import Operations
 from polyserve_azure.emulator.plans import KIND as PLANS

@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError
-from polyserve_azure.emulator.exchange import Answer, json_answer
 from polyserve_azure.emulator.front import Hosting
 from polyserve_azure.emulator.plans import SITES as KIND
 from polyserve_azure.emulator.resources import Resource

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from polyserve.emulation.http import Answer, json_answer
 from polyserve_azure.emulator.asking import Ask, Operation, Table
 from polyserve_azure.emulator.errors import ServiceError
-from polyserve_azure.emulator.exchange import Answer, json_answer
 
 VERSIONS = {"3.10": "2026-10-31", "3.11": "2027-10-31", "3.12": "2028-10-31", "3.13": "2029-10-31"}
 """Versions of Python, with the end of their support."""
