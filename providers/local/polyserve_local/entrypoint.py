@@ -193,6 +193,9 @@ class Instance:
         if self._server is None or self._draining:
             self.hand_over(connection)
             connection.close()
+        elif "public" not in self._accepting and self.hand_over(connection):
+            # The traffic was moved meanwhile: kept here, it would stay here, since it came through no listener.
+            connection.close()
         else:
             self._server.take(connection, self._accepting.get("public"))
 
