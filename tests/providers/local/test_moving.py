@@ -206,8 +206,8 @@ def test_a_new_instance_takes_its_share_of_the_kept_connections(make_world: Call
             world.send(address.url, address.headers, world.PID, client=kept.client).json()[0][1] for kept in keeping
         )
 
-    shares = world.until(lambda: (found := pids()) and len(found) == 2 and found)
-    assert min(shares.values()) >= 2
+    # Connections move one after the other: the first look may see the first of them.
+    world.until(lambda: (found := pids()) and len(found) == 2 and min(found.values()) >= 2)
     assert [kept.local_port() for kept in keeping] == ports
     for kept in keeping:
         kept.client.close()
