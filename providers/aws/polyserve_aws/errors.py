@@ -73,7 +73,7 @@ class UnsupportedOperationError(NotImplementedError):
 
 
 _NOT_FOUND = (
-    "NoSuchBucket NoSuchKey NoSuchUpload NoSuchVersion NoSuchEntity NotFound 404 ResourceNotFoundException "
+    "NoSuchBucket NoSuchKey NoSuchUpload NoSuchVersion NoSuchEntity NotFound NotFoundException 404 ResourceNotFoundException "
     "ProvisionedConcurrencyConfigNotFoundException CodeSigningConfigNotFoundException"
 )
 _ALREADY_EXISTS = "BucketAlreadyExists EntityAlreadyExists ResourceAlreadyExistsException"
@@ -109,7 +109,7 @@ _UNAUTHENTICATED = (
     "TokenRefreshRequired UnrecognizedClientException IDPRejectedClaim"
 )
 _INVALID_ARGUMENT = (
-    "400 413 414 AuthorizationHeaderMalformed AuthorizationQueryParametersError EntityTooLarge EntityTooSmall "
+    "400 413 414 BadRequestException AuthorizationHeaderMalformed AuthorizationQueryParametersError EntityTooLarge EntityTooSmall "
     "IllegalLocationConstraintException InvalidArgument InvalidBucketName InvalidDigest InvalidEncryptionAlgorithmError "
     "EncryptionTypeMismatch InvalidInput InvalidLocationConstraint InvalidOperationException InvalidParameterCombination "
     "InvalidParameterException InvalidParameterValue InvalidParameterValueException InvalidPart InvalidPartOrder InvalidPrefix "

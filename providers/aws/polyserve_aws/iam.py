@@ -143,14 +143,17 @@ _OBJECT_ACTIONS = ("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject",
 _FUNCTION_ACTIONS = (
     "lambda:CreateAlias", "lambda:CreateFunction", "lambda:DeleteFunction", "lambda:DeleteFunctionConcurrency",
     "lambda:DeleteProvisionedConcurrencyConfig", "lambda:GetAlias", "lambda:GetFunction", "lambda:GetFunctionConfiguration",
-    "lambda:GetProvisionedConcurrencyConfig", "lambda:InvokeFunction", "lambda:ListVersionsByFunction",
+    "lambda:GetProvisionedConcurrencyConfig", "lambda:InvokeFunction",
+    # Without it GetFunction leaves the tags out: its page in Lambda's API reference, 2026-11.
+    "lambda:ListTags", "lambda:ListVersionsByFunction",
     "lambda:PutFunctionConcurrency", "lambda:PutProvisionedConcurrencyConfig", "lambda:TagResource", "lambda:UntagResource",
     "lambda:UpdateAlias", "lambda:UpdateFunctionCode", "lambda:UpdateFunctionConfiguration",
 )  # fmt: skip
-_URL_ACTIONS = (
-    "lambda:CreateFunctionUrlConfig", "lambda:GetFunctionUrlConfig", "lambda:InvokeFunctionUrl", "lambda:UpdateFunctionUrlConfig",
-)  # fmt: skip
-_PUBLIC_ACTIONS = ("lambda:AddPermission", "lambda:RemovePermission")
+_URL_ACTIONS = ("lambda:CreateFunctionUrlConfig", "lambda:InvokeFunctionUrl", "lambda:UpdateFunctionUrlConfig")
+_CLOSING_ACTIONS = ("lambda:DeleteFunctionUrlConfig", "lambda:GetFunctionUrlConfig", "lambda:RemovePermission")
+"""What takes away a URL that was there before the options were changed, or makes it a private one."""
+_OPENING_ACTIONS = ("lambda:AddPermission",)
+_API_ACTIONS = ("apigateway:DELETE", "apigateway:GET", "apigateway:PATCH", "apigateway:POST", "apigateway:TagResource")
 _ROLE_ACTIONS = (
     "iam:CreateRole", "iam:DeleteRole", "iam:DeleteRolePolicy", "iam:GetRole", "iam:GetRolePolicy", "iam:ListRolePolicies",
     "iam:PutRolePolicy", "iam:TagRole",
@@ -184,6 +187,15 @@ def deployer_policy(spec: FunctionSpec, settings: AwsSettings, *, region: str) -
     ]
     if not settings.role_arn:
         statements.append(allow(_ROLE_ACTIONS, role))
+    if settings.invoke == "http-api":
+        # Which API it will be nobody knows before it is made.
+        gateway = f"arn:{partition}:apigateway:{place}::"
+        statements.append(allow(_API_ACTIONS, [f"{gateway}/apis", f"{gateway}/apis/*"]))
+        # What is made with tags is tagged in the caller's name, and refusals name the second form, too:
+        # https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/997
+        tags = [f"{gateway}/tags/*", f"{gateway}{gateway}/tags/*"]
+        statements.append(allow(("apigateway:POST", "apigateway:PUT"), tags))
+        statements.append(allow(("execute-api:Invoke",), f"arn:{partition}:execute-api:{place}:*:*/$default/*"))
     if settings.subnet_ids:
         statements.append(allow(("ec2:DescribeSecurityGroups", "ec2:DescribeSubnets", "ec2:DescribeVpcs"), "*"))
     if settings.kms_key_id.startswith("arn:"):
@@ -201,4 +213,5 @@ def permissions(spec: FunctionSpec, settings: AwsSettings) -> Sequence[str]:
 
 def _functions_of(settings: AwsSettings) -> Sequence[str]:
     urls = _URL_ACTIONS if settings.invoke == "url" else ()
-    return (*_FUNCTION_ACTIONS, *urls, *(_PUBLIC_ACTIONS if settings.public else ()))
+    opening = _OPENING_ACTIONS if settings.public or settings.invoke == "http-api" else ()
+    return (*_FUNCTION_ACTIONS, *urls, *_CLOSING_ACTIONS, *opening)

@@ -1,4 +1,4 @@
-"""How a function on Lambda is called: by its function URL, or by Lambda's Invoke API. Both are one signed HTTP call.
+"""How a function on Lambda is called: by its function URL, an HTTP API, or Lambda's Invoke API. Each is one signed HTTP call.
 
 A body that is too large for an event is put into S3 first, and an answer that is too large is fetched from there.
 """
@@ -19,7 +19,7 @@ from polyserve.driver import Address, Detour, ErrorCode, HttpCall, HttpReply, Re
 from polyserve_aws.clients import Clients
 from polyserve_aws.errors import CODES, InvocationError, RevisionError
 from polyserve_aws.names import ALIAS, function_name
-from polyserve_aws.observing import api_url, versions_of
+from polyserve_aws.observing import api_url, http_api_url, versions_of
 from polyserve_aws.settings import AwsSettings
 from polyserve_aws.signing import Signer
 
@@ -41,7 +41,7 @@ class Way:
     """What `prepare` and `parse` need to know beside the address.
 
     Attributes:
-        signer: Signs for Lambda.
+        signer: Signs for Lambda, or for the HTTP API.
         host: Host and port.
         path: Path before that of the request; the whole path of the Invoke API.
         query: Query string of the Invoke API.
@@ -49,6 +49,7 @@ class Way:
         public: Whether nobody has to sign.
         storage: Signs for S3.
         payloads: Where S3 has what is too large for an event: base URL, and path.
+        gateway: Whether it is an HTTP API of API Gateway.
     """
 
     signer: Signer
@@ -59,6 +60,7 @@ class Way:
     public: bool
     storage: Signer
     payloads: tuple[str, str]
+    gateway: bool = False
 
     def stored(self, method: str, name: str, body: bytes | memoryview = b"") -> HttpCall:
         """Return the call that writes, reads or deletes what is too large for an event."""
@@ -83,7 +85,7 @@ class LambdaInvoker:
 
     Args:
         clients: The SDK's clients.
-        settings: Which of the two ways is taken.
+        settings: Which of the ways is taken.
     """
 
     def __init__(self, clients: Clients, settings: AwsSettings) -> None:
@@ -91,7 +93,7 @@ class LambdaInvoker:
         self._settings = settings
 
     def resolve(self, name: str, *, revision: int | None = None) -> Address:
-        """Find a function's URL, or one version of it for the Invoke API: a version has no URL of its own."""
+        """Find a function's URL or HTTP API, or one version of it for the Invoke API: a version has no address of its own."""
         lambda_, function = self._clients.get("lambda"), function_name(name)
         if revision is None:
             qualifier = ALIAS
@@ -101,16 +103,25 @@ class LambdaInvoker:
                 raise RevisionError(ErrorCode.NOT_FOUND, f"{name!r} has no revision {revision}")
             qualifier = version.name
         where = {"FunctionName": function, "Qualifier": qualifier}
-        config = lambda_.get_function_configuration(**where)
-        credentials, expires_at = self._credentials()
         direct = revision is not None or self._settings.invoke == "api"
-        if direct:
+        gateway = not direct and self._settings.invoke == "http-api"
+        credentials, expires_at = self._credentials()
+        if gateway:
+            described = lambda_.get_function(**where)
+            config, public = described["Configuration"], self._settings.public
+            url = http_api_url(self._clients, described.get("Tags", {})) or ""
+            if not url:
+                message = f"{name!r} has no HTTP API: deploy it with invoke='http-api', or call it by its URL"
+                raise RevisionError(ErrorCode.NOT_FOUND, message)
+        elif direct:
+            config = lambda_.get_function_configuration(**where)
             url, public = api_url(lambda_, function), False
         else:
+            config = lambda_.get_function_configuration(**where)
             found = lambda_.get_function_url_config(**where)
             url, public = found["FunctionUrl"].rstrip("/"), found["AuthType"] == "NONE"
         parts = urlsplit(url)
-        signer = Signer(*credentials, region=lambda_.meta.region_name, service="lambda")
+        signer = Signer(*credentials, region=lambda_.meta.region_name, service="execute-api" if gateway else "lambda")
         way = Way(
             signer=signer,
             host=parts.netloc,
@@ -120,6 +131,7 @@ class LambdaInvoker:
             public=public,
             storage=signer.for_service("s3"),
             payloads=self._payloads(config),
+            gateway=gateway,
         )
         return Address(url=url, expires_at=expires_at, context=way)
 
@@ -192,8 +204,8 @@ class LambdaInvoker:
             told = json.loads(reply.body)
             return Response(status=told["status"], headers=told["headers"], body=binascii.a2b_base64(told["body"]))
         if reply.status >= 400 and "x-request-id" not in headers:
-            # Every answer of the function has one: this is Lambda's own.
-            raise _failure(reply)
+            # Every answer of the function has one: this is Lambda's own, or API Gateway's.
+            raise _gateway_failure(reply) if way.gateway else _failure(reply)
         return Response(status=reply.status, headers=headers, body=reply.body)
 
 
@@ -216,6 +228,30 @@ _BY_ERROR_TYPE: Mapping[str, ErrorCode] = {
     "Function.ResponseSizeTooLarge": ErrorCode.INVALID_ARGUMENT,
 }
 _STUCK = re.compile(r"exit status 70\b")
+
+
+_BY_GATEWAY: Mapping[int, tuple[ErrorCode, str]] = {
+    # It tells its callers a word or two: "Troubleshooting issues with HTTP API Lambda integrations", developer guide, 2026-11.
+    403: (
+        ErrorCode.PERMISSION_DENIED,
+        "Forbidden (the caller may lack the permission execute-api:Invoke, or its credentials have ended)",
+    ),
+    404: (ErrorCode.UNAVAILABLE, "the HTTP API has no route yet: one that was just made takes some seconds"),
+    413: (ErrorCode.INVALID_ARGUMENT, "the request is larger than API Gateway takes"),
+    429: (ErrorCode.RESOURCE_EXHAUSTED, "API Gateway takes no more calls for the moment"),
+    500: (
+        ErrorCode.INTERNAL,
+        "the function ended without an answer, out of memory for one, or the HTTP API may not call it: its log says why",
+    ),
+    503: (ErrorCode.UNAVAILABLE, "the function did not take the call within API Gateway's 30 seconds"),
+}
+
+
+def _gateway_failure(reply: HttpReply) -> InvocationError:
+    """Return the error that an answer of API Gateway itself is."""
+    fallback = ErrorCode.UNAVAILABLE if reply.status >= 500 else ErrorCode.INVALID_ARGUMENT
+    code, reason = _BY_GATEWAY.get(reply.status, (fallback, reply.body[:200].decode("utf-8", "replace")))
+    return InvocationError(code, f"HTTP {reply.status} of API Gateway: {reason}")
 
 
 def _failure(reply: HttpReply) -> InvocationError:

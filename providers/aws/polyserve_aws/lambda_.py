@@ -16,6 +16,7 @@ from polyserve.driver import ErrorCode, FunctionSpec, FunctionStatus, LogEvent, 
 from polyserve_aws import iam
 from polyserve_aws.clients import Clients
 from polyserve_aws.errors import RevisionError, UnsupportedOperationError
+from polyserve_aws.http_api import ANSWERED_S, HttpApi
 from polyserve_aws.logs import Logs
 from polyserve_aws.names import MAX_TAG, MIN_TAG, PREFIX, REMOVED_TAG, Mark, function_name, payload_prefix
 from polyserve_aws.observing import Observed, observe, versions_of
@@ -45,6 +46,7 @@ class LambdaPlatform:
         self._roles = iam.Roles(clients, settings)
         self._logs = Logs(clients, settings)
         self._traffic = Traffic(clients, settings)
+        self._api = HttpApi(clients, settings)
 
     @property
     def _lambda(self) -> Any:
@@ -177,12 +179,14 @@ class LambdaPlatform:
             wanted["SnapStart"] = {"ApplyOn": "PublishedVersions"}
         return wanted
 
-    @staticmethod
-    def _environment(spec: FunctionSpec) -> dict[str, str]:
+    def _environment(self, spec: FunctionSpec) -> dict[str, str]:
+        seconds = spec.timeout.total_seconds()
+        if self._settings.invoke == "http-api":
+            seconds = min(seconds, ANSWERED_S)
         own = {
             "POLYSERVE_REVISION": str(spec.revision),
             "POLYSERVE_REQUEST_BYTES": str(spec.request_bytes),
-            "POLYSERVE_TIMEOUT_S": f"{spec.timeout.total_seconds():g}",
+            "POLYSERVE_TIMEOUT_S": f"{seconds:g}",
             "POLYSERVE_PAYLOADS": f"{spec.artifact.bucket}/{payload_prefix(spec)}",
         }
         if spec.models:
@@ -264,15 +268,17 @@ class LambdaPlatform:
             self._lambda.delete_function(FunctionName=function_name(name), Qualifier=version.name)
 
     def delete(self, name: str) -> None:
-        """Delete a function with its versions, alias, URL, log and role. What was left by a delete that was cut short goes, too."""
+        """Delete a function with its versions, alias, URL or HTTP API, log and role; what a delete left that was cut short goes, too."""
         missing: Exception | None = None
+        # The API first: the function says which one it is.
+        opened = self._api.delete(name)
         try:
             self._lambda.delete_function(FunctionName=function_name(name))
         except self._lambda.exceptions.ResourceNotFoundException as error:
             missing = error
         # The role last: until then its function can be found by it.
         logged = self._logs.delete(name)
-        if not self._roles.delete(name) and not logged and missing is not None:
+        if not self._roles.delete(name) and not logged and not opened and missing is not None:
             raise missing
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:

@@ -10,6 +10,7 @@ from polyserve.driver import FunctionSpec
 
 __all__ = [
     "ALIAS",
+    "API_TAG",
     "MAX_TAG",
     "MIN_TAG",
     "OWN_TAGS",
@@ -29,6 +30,7 @@ ALIAS = "live"
 OWN_TAGS = "polyserve:"
 """Begins the tags that are no labels."""
 MIN_TAG, MAX_TAG, REMOVED_TAG = f"{OWN_TAGS}min-instances", f"{OWN_TAGS}max-instances", f"{OWN_TAGS}removed"
+API_TAG = f"{OWN_TAGS}http-api"
 
 
 def function_name(name: str) -> str:

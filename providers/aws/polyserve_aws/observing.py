@@ -13,10 +13,10 @@ from typing import Any
 
 from polyserve.driver import FunctionStatus, Phase, RevisionStatus, Scaling
 from polyserve_aws.clients import Clients
-from polyserve_aws.names import ALIAS, MAX_TAG, MIN_TAG, OWN_TAGS, REMOVED_TAG, Mark, function_name
+from polyserve_aws.names import ALIAS, API_TAG, MAX_TAG, MIN_TAG, OWN_TAGS, REMOVED_TAG, Mark, function_name
 from polyserve_aws.settings import AwsSettings
 
-__all__ = ["Observed", "Version", "observe", "versions_of"]
+__all__ = ["Observed", "Version", "api_url", "http_api_url", "observe", "versions_of"]
 
 _PENDING = frozenset({"Pending", "Activating", "Deactivating"})
 
@@ -98,6 +98,11 @@ class Observed:
         """Instances that are to be kept warm, once there is an alias."""
         return int(self.tags.get(MIN_TAG, "0"))
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """The tags that are not our own."""
+        return {key: value for key, value in self.tags.items() if not key.startswith(OWN_TAGS)}
+
     def weights(self) -> dict[int, int]:
         """Return the percent of the traffic by revision; empty while anything of the way to the function is missing."""
         if self.alias is None or self.url is None:
@@ -121,7 +126,7 @@ class Observed:
             scaling=Scaling(
                 min_instances=self.provisioned if self.alias else self.wanted_warm, max_instances=self.reserved
             ),
-            labels={key: value for key, value in self.tags.items() if not key.startswith(OWN_TAGS)},
+            labels=self.labels,
             native_id=self.config["FunctionArn"],
             reason=self.config.get("StateReason") if phase is Phase.FAILED else None,
         )
@@ -171,6 +176,8 @@ def observe(clients: Clients, settings: AwsSettings, name: str) -> Observed:
         if settings.invoke == "url":
             at = _or_none(lambda_.get_function_url_config, lambda_, **where)
             url = at["FunctionUrl"].rstrip("/") if at else None
+        elif settings.invoke == "http-api":
+            url = http_api_url(clients, found.get("Tags", {}))
         else:
             url = api_url(lambda_, function)
         kept = _or_none(lambda_.get_provisioned_concurrency_config, lambda_, **where)
@@ -208,6 +215,18 @@ def versions_of(lambda_: Any, function: str) -> dict[int, Version]:
 def api_url(lambda_: Any, function: str) -> str:
     """Return where a function is called by Lambda's Invoke API, but for the last piece of the path."""
     return f"{lambda_.meta.endpoint_url.rstrip('/')}/2015-03-31/functions/{function}"
+
+
+def http_api_url(clients: Clients, tags: Mapping[str, str]) -> str | None:
+    """Return where the HTTP API of a function with these tags answers; `None` while it is not complete."""
+    gateway, api_id = clients.get("apigatewayv2"), tags.get(API_TAG)
+    if api_id is None:
+        return None
+    try:
+        gateway.get_stage(ApiId=api_id, StageName="$default")
+        return str(gateway.get_api(ApiId=api_id)["ApiEndpoint"]).rstrip("/")
+    except gateway.exceptions.NotFoundException:
+        return None
 
 
 def _or_none(call: Any, lambda_: Any, **where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -10,6 +11,7 @@ import boto3
 from polyserve.driver import ErrorCode, FunctionPlatform, Invoker, ObjectStore, ProviderInfo
 from polyserve_aws import INFO, errors, s3
 from polyserve_aws.clients import Clients
+from polyserve_aws.http_api import LONGEST_S
 from polyserve_aws.invoker import LambdaInvoker
 from polyserve_aws.lambda_ import LambdaPlatform
 from polyserve_aws.settings import AwsSettings
@@ -32,8 +34,10 @@ class AwsProvider:
 
     @property
     def info(self) -> ProviderInfo:
-        """Return what it can do."""
-        return INFO
+        """Return what it can do as configured."""
+        if self._settings.invoke != "http-api":
+            return INFO
+        return replace(INFO, limits=replace(INFO.limits, timeout=timedelta(seconds=LONGEST_S)))
 
     def store(self, bucket: str) -> ObjectStore:
         """Return one bucket, whether it exists or not."""

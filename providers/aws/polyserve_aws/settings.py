@@ -15,8 +15,10 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         profile: Profile of the SDK's configuration files; the SDK's own choice where it is empty.
         endpoint_url: Another address for every service, such as an emulator's.
         shared_credentials_file: Another file of credentials; the environment's are not looked at then.
-        invoke: How functions are called: by their function URL, or by Lambda's Invoke API.
-        public: Whether anybody may call the function URL; by default only who may `lambda:InvokeFunctionUrl`.
+        invoke: How functions are called: by their function URL (`url`), by Lambda's Invoke API (`api`), or by an HTTP API of API Gateway
+            (`http-api`).
+        public: Whether anybody may call the function URL or the HTTP API; by default only who may `lambda:InvokeFunctionUrl` or
+            `execute-api:Invoke`.
         role_arn: An execution role that exists. One is made for each deployment where it is empty.
         subnet_ids: Subnets that functions are attached to; none where it is empty.
         security_group_ids: Security groups of functions in subnets.
@@ -32,7 +34,7 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     profile: str = ""
     endpoint_url: str = ""
     shared_credentials_file: str = ""
-    invoke: Literal["url", "api"] = "url"
+    invoke: Literal["url", "api", "http-api"] = "url"
     public: bool = False
     role_arn: Annotated[str, msgspec.Meta(pattern=r"^(arn:aws[a-z-]*:iam::\d{12}:role/.+)?$")] = ""
     subnet_ids: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if self.public and self.invoke == "api":
             raise ValueError(
-                "public is about the function URL, and with invoke='api' there is none: leave out one of them"
+                "public is about the function URL or the HTTP API, and with invoke='api' there is neither: leave out one of them"
             )
         if bool(self.subnet_ids) != bool(self.security_group_ids):
             raise ValueError("subnet_ids and security_group_ids go together: give both or none")

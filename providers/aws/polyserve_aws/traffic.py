@@ -1,13 +1,15 @@
-"""Where a function's traffic goes: the alias with its weights, its function URL, and the instances that are kept for it."""
+"""Where a function's traffic goes: the alias with its weights, its function URL or HTTP API, and the instances that are kept for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from polyserve.driver import ErrorCode, Scaling
 from polyserve_aws.clients import Clients
 from polyserve_aws.errors import RevisionError, UnsupportedOperationError
+from polyserve_aws.http_api import HttpApi
 from polyserve_aws.names import ALIAS, MAX_TAG, MIN_TAG, function_name
 from polyserve_aws.observing import Observed
 from polyserve_aws.settings import AwsSettings
@@ -32,6 +34,7 @@ class Traffic:
     def __init__(self, clients: Clients, settings: AwsSettings) -> None:
         self._clients = clients
         self._settings = settings
+        self._api = HttpApi(clients, settings)
 
     @property
     def _lambda(self) -> Any:
@@ -56,6 +59,12 @@ class Traffic:
             self._lambda.update_alias(**wanted)
         if self._settings.invoke == "url":
             self._open_url(found.name)
+        elif found.alias is not None:
+            self._close_url(found.name)
+        if self._settings.invoke == "http-api":
+            self._api.open(found)
+        else:
+            self._api.close(found)
         if found.alias is None and found.wanted_warm:
             self._keep_warm(found.name, found.wanted_warm)
 
@@ -80,6 +89,19 @@ class Traffic:
                     continue
             elif present is not None:
                 self._lambda.remove_permission(**where, StatementId=statement)
+
+    def _close_url(self, name: str) -> None:
+        """Take a function URL away that was there while the settings wanted one: nobody may call what nobody looks after."""
+        where = {"FunctionName": function_name(name), "Qualifier": ALIAS}
+        try:
+            public = self._lambda.get_function_url_config(**where)["AuthType"] == "NONE"
+        except self._lambda.exceptions.ResourceNotFoundException:
+            return
+        if public:
+            for statement in _PUBLIC:
+                with suppress(self._lambda.exceptions.ResourceNotFoundException):
+                    self._lambda.remove_permission(**where, StatementId=statement)
+        self._lambda.delete_function_url_config(**where)
 
     def scale(self, found: Observed, scaling: Scaling) -> None:
         """Set the bounds of the number of instances."""

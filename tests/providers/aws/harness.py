@@ -128,6 +128,7 @@ class AwsHarness:
                 f"upload {each['Key']}" for each in self._s3.list_multipart_uploads(Bucket=name).get("Uploads", ())
             ]
         found += [f"function {each['FunctionName']}" for each in self.client("lambda").list_functions()["Functions"]]
+        found += [f"HTTP API {each['Name']}" for each in self.client("apigatewayv2").get_apis()["Items"]]
         iam = self.client("iam")
         found += [f"role {each['RoleName']}" for each in iam.list_roles()["Roles"]]
         found += [f"policy {each['PolicyName']}" for each in iam.list_policies(Scope="Local")["Policies"]]
@@ -185,7 +186,8 @@ def client_error(
 
 
 _SERVICE = {
-    ErrorCode.NOT_FOUND: "NoSuchBucket NoSuchKey 404 ResourceNotFoundException NoSuchEntity ProvisionedConcurrencyConfigNotFoundException",
+    ErrorCode.NOT_FOUND: "NoSuchBucket NoSuchKey 404 ResourceNotFoundException NotFoundException NoSuchEntity "
+    "ProvisionedConcurrencyConfigNotFoundException",
     ErrorCode.ALREADY_EXISTS: "BucketAlreadyExists EntityAlreadyExists ResourceAlreadyExistsException",
     ErrorCode.CONFLICT: "OperationAborted ConcurrentModification PreconditionFailedException",
     ErrorCode.FAILED_PRECONDITION: "PreconditionFailed 412 BucketNotEmpty DeleteConflict InvalidZipFileException InvalidRuntimeException "

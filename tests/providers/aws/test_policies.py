@@ -65,7 +65,10 @@ def spec_of(provider, bucket):
     return desired.spec(1)
 
 
-@pytest.mark.parametrize("more", [{}, {"invoke": "api"}, {"public": True}], ids=["url", "api", "public"])
+WAYS = [{}, {"invoke": "api"}, {"public": True}, {"invoke": "http-api"}]
+
+
+@pytest.mark.parametrize("more", WAYS, ids=["url", "api", "public", "http-api"])
 def test_the_printed_policy_is_enough_for_the_whole_life_of_a_deployment(aws, user, more):
     bucket = "contract-of-the-deployer"
     settings = AwsSettings(**aws.options, **more)

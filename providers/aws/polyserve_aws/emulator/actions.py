@@ -76,8 +76,12 @@ def needs(call: Call, service: str, region: str) -> list[Need]:
     if service in {"ecr", "logs"}:
         return _target(call, service, region)
     if service == "apigateway":
-        path = call.path.removeprefix("/v2")
-        return [Need(f"apigateway:{call.method}", (f"arn:aws:apigateway:{region}::{path}",))]
+        base, path = f"arn:aws:apigateway:{region}::", call.path.removeprefix("/v2")
+        found = [Need(f"apigateway:{call.method}", (base + path,))]
+        if call.method == "POST" and call.json.get("tags"):
+            # Tagged in the caller's name: https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/997
+            found += [Need("apigateway:TagResource", (base + path,)), Need("apigateway:POST", (f"{base}/tags/",))]
+        return found
     message = f"The emulator has no {service!r}: it has apigateway, ecr, iam, lambda, logs, s3 and sts."
     raise ServiceError(501, "NotImplemented", message)
 

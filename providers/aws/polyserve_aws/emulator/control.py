@@ -111,7 +111,8 @@ class Control:
             "Configuration": configuration(function, version, qualifier=reference.qualifier),
             "Code": shown,
         }
-        if function.tags:
+        # "Lambda returns tag data only if you have explicit allow permissions for lambda:ListTags": GetFunction in its API reference.
+        if function.tags and ask.access.may(ask.principal, "lambda:ListTags", function.arn()):
             found["Tags"] = function.tags
         if function.reserved is not None:
             found["Concurrency"] = {"ReservedConcurrentExecutions": function.reserved}
