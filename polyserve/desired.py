@@ -102,7 +102,7 @@ def desire(
         architecture=architecture,
         artifact=Artifact(
             bucket=target.bucket.name,
-            key=f"{prefix(name)}bundles/{bundle.sha256}.zip",
+            key=f"{prefix(name)}bundles/{bundle.sha256}.{info.bundle.archive}",
             sha256=bundle.sha256,
             size=bundle.size,
         ),

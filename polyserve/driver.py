@@ -126,11 +126,13 @@ class Price:
         per_million_requests: For one million requests.
         per_gb_second: For one GiB of memory held for one second.
         source: Where the figures are from, with the date they were read.
+        per_second: For an instance that runs for one second, whatever its memory: its processor, where that is charged by itself.
     """
 
     per_million_requests: float
     per_gb_second: float
     source: str
+    per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,7 @@ class BundleForm:
         requirements_file: Where the lock is written for a platform that builds from it; `None` where none does.
         files: Further files by path, with their text, such as a host's configuration.
         glibc: Version of the platform's C library by Python minor version: wheels for a newer one do not load there.
+        archive: How it is packed.
     """
 
     entrypoint: str = "polyserve_entrypoint.py"
@@ -154,6 +157,7 @@ class BundleForm:
     requirements_file: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     glibc: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    archive: Literal["zip", "tar.gz"] = "zip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,7 +241,8 @@ def plan(desired: Desired, observed: Observed, *, permissions: Sequence[str] = (
     per_call = None
     if price is not None:
         gb_seconds = 1e6 * ASSUMED_SECONDS * desired.memory_mb / 1024
-        per_call = price.per_million_requests + gb_seconds * price.per_gb_second
+        processors = 1e6 * ASSUMED_SECONDS * price.per_second
+        per_call = price.per_million_requests + gb_seconds * price.per_gb_second + processors
     return Plan(
         name=desired.name,
         provider=desired.info.name,

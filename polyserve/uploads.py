@@ -21,8 +21,9 @@ TOLD_BYTES = 8 << 20
 
 def upload_bundle(bucket: Bucket, artifact: Artifact, bundle: Bundle) -> None:
     """Put a bundle in its place, unless it is there."""
+    kind = "application/zip" if artifact.key.endswith(".zip") else "application/gzip"
     try:
-        bucket.put(artifact.key, bundle.path, content_type="application/zip", if_absent=True)
+        bucket.put(artifact.key, bundle.path, content_type=kind, if_absent=True)
     except FailedPreconditionError:
         # It is there by now: names are digests, so whoever wrote it wrote the same bytes.
         return

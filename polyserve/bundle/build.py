@@ -15,16 +15,18 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import polyserve
-from polyserve.bundle import members, slimming, tracing, wheels, zipping
+from polyserve.bundle import members, slimming, tarring, tracing, wheels, zipping
 from polyserve.bundle.compiling import byte_code
 from polyserve.bundle.contents import Content, Contents, of_file, of_text
+from polyserve.bundle.layers import LEVEL
 from polyserve.bundle.target import MACHINES, Target
-from polyserve.driver import ProviderInfo
+from polyserve.driver import BundleForm, ProviderInfo
 from polyserve.errors import PackageError
 from polyserve.model.storage import ModelPackage, cache_directory
 from polyserve.runtime.manifest import FILE_NAME, file_digest
@@ -134,10 +136,11 @@ def build(
             _add_dependencies(made, package, info, target=target, slim=slim, report=report)
         if info.bundle.dependencies is not None or info.bundle.requirements_file is not None:
             _add_byte_code(made, info, python, report)
-        bundle = _pack(made, package, f"{python}\0{architecture}", report)
+        pack = partial(_pack, package=package, target=f"{python}\0{architecture}", form=info.bundle, report=report)
+        bundle = pack(made)
         if _BYTE_CODE in made.parts and bundle.size > (info.limits.bundle_bytes or bundle.size):
             _leave_byte_code(made, "the upload would be larger than the platform takes")
-            bundle = _pack(made, package, f"{python}\0{architecture}", report)
+            bundle = pack(made)
     except OSError as error:
         place = str(error.filename or cache_directory())
         message = f"{place!r} cannot be used ({error.strerror}): set POLYSERVE_CACHE to a directory that can"
@@ -221,17 +224,18 @@ def _leave_byte_code(made: _Made, reason: str) -> None:
     made.notes.append(f"no byte-code ({size:,} bytes), so that the first answer takes longer: {reason}")
 
 
-def _pack(made: _Made, package: ModelPackage, target: str, report: Report) -> Bundle:
+def _pack(made: _Made, *, package: ModelPackage, target: str, form: BundleForm, report: Report) -> Bundle:
     files = made.files
-    key = hashlib.sha256(f"{FORMAT}\0{zipping.FORMAT}\0{members.CODEC}\0{package.digest}\0{target}\0".encode())
+    written = f"{zipping.FORMAT}\0{members.CODEC}" if form.archive == "zip" else f"{tarring.FORMAT}\0{LEVEL}"
+    key = hashlib.sha256(f"{FORMAT}\0{written}\0{package.digest}\0{target}\0".encode())
     for inside in sorted(files):
         key.update(f"{inside}\0{files[inside].key}\0{files[inside].executable:d}\0".encode())
-    path = cache_directory() / "bundles" / f"{key.hexdigest()}.zip"
+    path = cache_directory() / "bundles" / f"{key.hexdigest()}.{form.archive}"
     digest = _cached(path)
     if digest is None:
         report(f"packing {len(files)} files")
         package.verify()
-        digest = _write(path, files)
+        digest = _write(path, files, zipping.write if form.archive == "zip" else tarring.write)
     sizes = {part: made.size(part) for part in made.parts}
     owned: dict[str, int] = {}
     for content in made.parts.get(_DEPENDENCIES, {}).values():
@@ -259,9 +263,9 @@ def _cached(path: Path) -> str | None:
         return None
 
 
-def _write(path: Path, files: Contents) -> str:
+def _write(path: Path, files: Contents, writer: Callable[[Path, Contents], str]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = zipping.write(path, files)
+    digest = writer(path, files)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".sha256")
     with os.fdopen(descriptor, "w") as file:
         file.write(digest)

@@ -26,7 +26,7 @@ from polyserve.errors import PackageError
 from polyserve.model.storage import cache_directory
 from polyserve.runtime.manifest import file_digest, is_safe_path
 
-__all__ = ["Layer", "layer"]
+__all__ = ["Gzip", "Layer", "layer"]
 
 FORMAT = 1
 """Version of a layer's form; part of its key in the cache."""
@@ -111,7 +111,7 @@ def _made(name: str, archive: Path, files: Mapping[str, Path | bytes], below: st
     descriptor, temporary = tempfile.mkstemp(dir=archive.parent, prefix=".", suffix=".tar.gz")
     try:
         with os.fdopen(descriptor, "wb") as out:
-            packed = _Gzip(out)
+            packed = Gzip(out)
             try:
                 unpacked_size = _write_tar(cast("IO[bytes]", packed), files, below)
                 packed.finish()
@@ -174,11 +174,19 @@ def _entry(inside: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
     return info
 
 
-class _Gzip:
+class Gzip:
     """A gzip stream whose blocks are compressed side by side; the number of processors does not show in its bytes.
 
     Every block is a gzip member of its own: RFC 1952 says that a file is a series of them, and images whose layers are such have been
     pulled everywhere since there is eStargz.
+
+    Args:
+        out: Where the compressed bytes go.
+
+    Attributes:
+        size: Of the compressed bytes so far.
+        digest: Of the compressed bytes.
+        plain_digest: Of what was compressed.
     """
 
     def __init__(self, out: BinaryIO) -> None:

@@ -50,6 +50,9 @@ def command(
     saved = output or Path(f"{name or package.name}-{settings.provider}.zip")
     with out.progress() as begin:
         built = api.bundle(package, saved, name=name, **where, on_event=listener(begin, []), **given)
+    if output is None and built.path.name.endswith(".tar.gz"):
+        # Not every platform takes a zip; which one it is, is known only now.
+        saved = saved.rename(saved.with_suffix(".tar.gz"))
     if as_json:
         facts = {"path": str(saved), "sha256": built.sha256, "bundle_bytes": built.size}
         counts = {"parts": built.parts, "distributions": built.distributions, "dropped": built.dropped}

@@ -86,6 +86,8 @@ def _facts(info: ProviderInfo) -> dict[str, str]:
     low, high = limits.memory_mb
     memory = ", ".join(map(str, limits.memory_choices)) if limits.memory_choices else f"{low:,} to {high:,}"
     cost = f"{price.per_million_requests:g} USD + {price.per_gb_second:g} USD per GB s" if price else "free"
+    if price and price.per_second:
+        cost += f" + {price.per_second:g} USD per s"
     return {
         "memory, MB": memory,
         "longest request": duration(limits.timeout.total_seconds()),
@@ -133,6 +135,7 @@ def _object(info: ProviderInfo) -> dict[str, Any]:
         and {
             "per_million_requests": info.price.per_million_requests,
             "per_gb_second": info.price.per_gb_second,
+            "per_second": info.price.per_second,
             "source": info.price.source,
         },
     }
