@@ -414,6 +414,7 @@ def _desired(
         python=settings.python,
         slim=settings.slim,
         emulated=settings.emulate and settings.provider != LOCAL,
+        options=registry.versioned(registry.info(settings.provider), settings.options),
         listener=on_event,
     )
     return desired, bundle

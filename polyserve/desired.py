@@ -68,6 +68,7 @@ def desire(
     architecture: str | None = None,
     slim: str = "standard",
     emulated: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
     listener: Listener | None = None,
 ) -> tuple[Desired, Bundle]:
     """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
@@ -118,6 +119,7 @@ def desire(
         footprint=_footprint(package, info, fitted, python=python, architecture=architecture, slim=slim),
         providers=_providers(info),
         obstacles=tuple(_unrehearsable(package, info, python)) if emulated else (),
+        options=options,
     )
     return desired, bundle
 

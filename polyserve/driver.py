@@ -179,6 +179,8 @@ class ProviderInfo:
         price: What it charges, or `None` where it is free.
         emulator: Module that rehearses it on loopback: `python -m MODULE DIRECTORY` serves until it is told to stop, and writes
             `DIRECTORY/ready.json` once it answers, whose `options` are the settings to reach it with. Empty where there is none.
+        unversioned: Options that are no part of a revision: where the provider is, who asks it, and how that is done. Every other one
+            that is set shapes revisions, so that a deploy after a change of it makes a new one.
     """
 
     name: str
@@ -194,6 +196,7 @@ class ProviderInfo:
     bundle: BundleForm = BundleForm()
     price: Price | None = None
     emulator: str = ""
+    unversioned: frozenset[str] = frozenset()
 
 
 # --- storage --------------------------------------------------------------------------------------------------------
@@ -330,6 +333,8 @@ class FunctionSpec:
         models: Files of the model that the bundle left out. They lie in the artifact's bucket, the key of each is one prefix and the file's
             sha256: bucket and prefix are all that an entrypoint has to be told, the rest is in the package's manifest. Instances must be
             allowed to read them and have disk for them; `polyserve.runtime.remote` does the reading, the checking and the refusing.
+        options: Options of the provider that are part of a revision and were set, as JSON values. A driver has them from its settings;
+            here they make revisions different.
     """
 
     name: str
@@ -347,14 +352,16 @@ class FunctionSpec:
     scaling: Scaling
     labels: Mapping[str, str]
     models: tuple[Artifact, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of everything but the scaling: two specs with one digest are the same revision."""
         fields = asdict(self)
         del fields["scaling"]
-        if not self.models:
-            # So that what was deployed before there were any is still the same revision.
-            del fields["models"]
+        for later in ("models", "options"):
+            if not fields[later]:
+                # So that what was deployed before there were any is still the same revision.
+                del fields[later]
         fields["timeout"] = self.timeout.total_seconds()
         return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -85,6 +85,7 @@ class Desired:
         footprint: What the bundle is made of.
         providers: Platforms whose limits the bundle is held against, beside this one's.
         obstacles: What else is in the way, whatever the limits; each names the way out.
+        options: Options of the provider that are part of the revision.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Desired:
     footprint: Footprint = Footprint()  # noqa: RUF009 - frozen
     providers: tuple[ProviderInfo, ...] = ()
     obstacles: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def spec(self, number: int) -> FunctionSpec:
         """Return the specification of this as revision `number`."""
@@ -127,6 +129,7 @@ class Desired:
             scaling=self.scaling,
             labels={LABEL: self.name},
             models=tuple(sorted(set(self.models.values()), key=lambda model: model.key)),
+            options=dict(self.options),
         )
 
 
@@ -398,9 +401,11 @@ def _steps(
             f"upload {count}, {total:,} bytes, to {desired.info.store_service}: read when an instance starts",
         )
     if not present:
+        with_options = f", {', '.join(sorted(desired.options))} as set" if desired.options else ""
         add(
             StepKind.APPLY,
-            f"make revision {number} on {desired.info.function_service}: {desired.memory_mb} MB, {desired.timeout.total_seconds():g} s",
+            f"make revision {number} on {desired.info.function_service}: {desired.memory_mb} MB, "
+            f"{desired.timeout.total_seconds():g} s{with_options}",
         )
     if not (present and verified) or (native and native.phase is not Phase.READY):
         add(StepKind.WAIT, f"wait until revision {number} is ready")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from polyserve.driver import AppProvider, Provider, ProviderInfo
 from polyserve.errors import InvalidArgumentError, MissingDependencyError
@@ -70,6 +70,22 @@ def settings_type(described: ProviderInfo) -> type[msgspec.Struct]:
         MissingDependencyError: As `load`.
     """
     return cast("type[msgspec.Struct]", attribute(described, described.settings))
+
+
+def versioned(described: ProviderInfo, options: msgspec.Struct) -> dict[str, Any]:
+    """Return the options of a provider that are part of a revision, as JSON values: those that are set and not `unversioned`.
+
+    One that was set to its default is as one that was not.
+    """
+    import msgspec
+
+    defaults = type(options)()
+    given: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(options, order="deterministic"))
+    return {
+        name: given[name]
+        for name in options.__struct_fields__
+        if name not in described.unversioned and getattr(options, name) != getattr(defaults, name)
+    }
 
 
 def attribute(described: ProviderInfo, path: str) -> type:

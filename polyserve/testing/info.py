@@ -40,7 +40,9 @@ class InfoContract:
             assert info.extra == "testing"
             return
 
-        fields = ("title", "store_service", "function_service", "factory", "settings", "entrypoint", "extra", "price")
+        fields = (
+            "title", "store_service", "function_service", "factory", "settings", "entrypoint", "extra", "price", "unversioned",
+        )  # fmt: skip
         assert {name: getattr(info, name) for name in fields} == {name: getattr(registered, name) for name in fields}
 
     def test_the_names_for_people_are_there(self, info: ProviderInfo) -> None:
@@ -58,6 +60,9 @@ class InfoContract:
 
         with pytest.raises(msgspec.ValidationError, match="no_such_option"):
             msgspec.convert({"no_such_option": 1}, settings)
+
+    def test_what_is_no_part_of_a_revision_is_an_option(self, info: ProviderInfo) -> None:
+        assert info.unversioned <= set(registry.settings_type(info).__struct_fields__)
 
     def test_its_settings_hold_no_credentials(self, info: ProviderInfo) -> None:
         secret = re.compile("secret|password|credential|access_key|connection_string|_token$|^token|api_key")

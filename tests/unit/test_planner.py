@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyserve.driver import (
+    AppSpec,
     Artifact,
     Capability,
     FunctionStatus,
@@ -335,3 +336,32 @@ def test_the_files_of_a_revision_that_failed_are_uploaded_again():
 def test_a_revision_without_files_in_the_bucket_has_the_digest_that_it_always_had():
     # Of the code before there were any: what is deployed is not deployed again.
     assert DESIRED.spec(1).digest() == "0ead95ab921b35f178d41fd0665ec07e820828164eb659bab93b4fcde6310620"
+
+
+def test_options_of_the_provider_that_were_set_make_another_revision():
+    first = after_deploy(DESIRED, Observed())
+    changed = replace(DESIRED, options={"snapstart": True, "subnet_ids": ["subnet-1"]})
+
+    planned = plan(changed, first)
+
+    assert planned.revision == 2
+    (step,) = (step for step in planned.steps if step.kind is StepKind.APPLY)
+    assert step.summary.endswith("snapstart, subnet_ids as set")
+    assert not plan(changed, after_deploy(changed, first)).changes
+    # Back to what was first: that revision is still there.
+    assert plan(DESIRED, after_deploy(changed, first)).revision == 1
+
+
+def test_a_revision_without_options_is_what_it_was_before_there_were_any():
+    assert DESIRED.spec(1).digest() == "0ead95ab921b35f178d41fd0665ec07e820828164eb659bab93b4fcde6310620"
+    assert DESIRED.spec(1).digest() != replace(DESIRED, options={"vpc": "a"}).spec(1).digest()
+
+
+def test_an_app_remembers_the_options_of_its_revision():
+    spec = replace(DESIRED, options={"concurrency": 4, "zones": ["a", "b"]}).spec(1)
+    app = AppSpec(app="iris", spec=spec, front=True, scaling=Scaling())
+
+    read = AppSpec.from_json(app.to_json(), Scaling()).spec
+
+    assert read.options == {"concurrency": 4, "zones": ["a", "b"]}
+    assert read.digest() == spec.digest()

@@ -49,4 +49,5 @@ INFO = ProviderInfo(
         source="https://aws.amazon.com/lambda/pricing/, x86_64 in us-east-1, read 2026-11",
     ),
     emulator="polyserve_aws.emulator",
+    unversioned=frozenset({"region", "profile", "endpoint_url", "shared_credentials_file", "fast_transfers"}),
 )

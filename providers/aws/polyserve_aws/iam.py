@@ -159,7 +159,8 @@ _ROLE_ACTIONS = (
     "iam:PutRolePolicy", "iam:TagRole",
 )  # fmt: skip
 _LOG_ACTIONS = (
-    "logs:CreateLogGroup", "logs:DeleteLogGroup", "logs:FilterLogEvents", "logs:PutRetentionPolicy", "logs:TagResource",
+    "logs:CreateLogGroup", "logs:DeleteLogGroup", "logs:DeleteRetentionPolicy", "logs:FilterLogEvents", "logs:PutRetentionPolicy",
+    "logs:TagResource",
 )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ class Logs:
         try:
             self._logs.create_log_group(logGroupName=log_group(name), tags=dict(labels))
         except self._logs.exceptions.ResourceAlreadyExistsException:
-            return
+            if not self._days:
+                self._logs.delete_retention_policy(logGroupName=log_group(name))
         if self._days:
             self._logs.put_retention_policy(logGroupName=log_group(name), retentionInDays=self._days)
 

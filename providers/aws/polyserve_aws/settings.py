@@ -15,10 +15,8 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         profile: Profile of the SDK's configuration files; the SDK's own choice where it is empty.
         endpoint_url: Another address for every service, such as an emulator's.
         shared_credentials_file: Another file of credentials; the environment's are not looked at then.
-        invoke: How functions are called: by their function URL (`url`), by Lambda's Invoke API (`api`), or by an HTTP API of API Gateway
-            (`http-api`).
-        public: Whether anybody may call the function URL or the HTTP API; by default only who may `lambda:InvokeFunctionUrl` or
-            `execute-api:Invoke`.
+        invoke: How functions are called: by their function URL (`url`), Lambda's Invoke API (`api`), or an HTTP API (`http-api`).
+        public: Whether anybody may call the function URL or the HTTP API; by default only who has the permission.
         role_arn: An execution role that exists. One is made for each deployment where it is empty.
         subnet_ids: Subnets that functions are attached to; none where it is empty.
         security_group_ids: Security groups of functions in subnets.

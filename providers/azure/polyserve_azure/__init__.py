@@ -52,4 +52,23 @@ INFO = ProviderInfo(
         source="https://azure.microsoft.com/pricing/details/functions/, Flex Consumption on demand in East US, read 2026-11",
     ),
     emulator="polyserve_azure.emulator",
+    unversioned=frozenset(
+        {
+            "subscription_id",
+            "tenant_id",
+            "location",
+            "resource_group",
+            "storage_account",
+            "app_prefix",
+            "app_suffix",
+            "patience_s",
+            "storage_sku",
+            "token_file",
+            "management_url",
+            "app_url_template",
+            "scm_url_template",
+            "insights_url",
+            "authority_url",
+        }
+    ),
 )

@@ -33,4 +33,18 @@ INFO = ProviderInfo(
         max_instances=256,
         source="polyserve's own choice, 2026-11",
     ),
+    # The gateway has them, for all functions of a home.
+    unversioned=frozenset(
+        {
+            "home",
+            "idle_timeout_s",
+            "concurrency",
+            "queue_ms",
+            "start_timeout_s",
+            "start_attempts",
+            "retry_s",
+            "log_bytes",
+            "linger_s",
+        }
+    ),
 )
