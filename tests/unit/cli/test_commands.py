@@ -148,7 +148,7 @@ def test_bundle_saves_the_archive_and_says_what_it_is_made_of(run, package, monk
     built = SimpleNamespace(
         sha256="ab" * 32, size=50_000_000, unpacked_size=190_000_000, package_digest=DIGEST, notes=("no byte-code",),
         parts={"package": 1_000_000, "dependencies": 189_000_000}, distributions={"scipy": 90_000_000},
-        dropped={"tests": 29_000_000},
+        dropped={"tests": 29_000_000}, path=Path("cached.zip"),
     )  # fmt: skip
     monkeypatch.setattr(api, "bundle", lambda model, path, *, on_event, **given: asked.append((path, given)) or built)
     plain = run("bundle", "m.joblib", "--provider", "local", "--slim", "off", "--arch", "arm64")
