@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import count
 from pathlib import Path
 from textwrap import dedent
@@ -264,6 +265,36 @@ def _ends(pid: int, patience_s: float) -> bool:
         return bool(select.select([handle], [], [], patience_s)[0])
     finally:
         os.close(handle)
+
+
+# --- providers, ready to be tested ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def harness_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Open the harness of a provider, with other settings where some are given: one emulator of each for the whole run of a process."""
+    opened: dict[str, Any] = {}
+
+    def harness_of(name: str, **changed: Any) -> Any:
+        key = f"{name} {sorted(changed.items())}"
+        if key not in opened:
+            path = TESTS / "providers" / name / "harness.py"
+            if not path.exists():
+                pytest.fail(
+                    f"provider {name!r} has no harness: write tests/providers/{name}/harness.py with open_harness()"
+                )
+            spec = spec_from_file_location(f"harness_of_{name}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            # Not below pytest's own directory: paths of unix sockets are short.
+            opened[key] = module.open_harness(tmp_path_factory.mktemp(name), **changed)
+        return opened[key]
+
+    yield harness_of
+    for harness in opened.values():
+        harness.close()
 
 
 # --- small trained models, modules of a made-up user, and a client without a network; imported by those who ask for them ---------------

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -16,42 +14,28 @@ from polyserve.testing.ledger import Deviation, enforce
 from polyserve.testing.memory_apps import MemoryAppProvider
 from polyserve.testing.memory_harness import MemoryHarness
 
-ROOMS = Path(__file__).parents[1] / "providers"
-
 # The ledger of known deviations. Empty is the goal.
 DEVIATIONS: list[Deviation] = []
 
 
-def harness_module(name: str) -> ModuleType:
-    """Import `tests/providers/<name>/harness.py`; a provider without one fails here."""
-    path = ROOMS / name / "harness.py"
-    if not path.exists():
-        pytest.fail(f"provider {name!r} has no harness: write tests/providers/{name}/harness.py with open_harness()")
-    spec = spec_from_file_location(f"harness_of_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# "bare" declares no capability, so that every refusal is asserted too; "fronted" has apps only.
+IN_MEMORY: dict[str, Callable[[], MemoryHarness]] = {
+    "memory": MemoryHarness,
+    "bare": lambda: MemoryHarness(capabilities=frozenset()),
+    "single": lambda: MemoryHarness(capabilities=frozenset(Capability) - {Capability.TRAFFIC_SPLIT}),
+    "fronted": lambda: MemoryHarness(kind=MemoryAppProvider),
+}
 
 
 @pytest.fixture(scope="module", params=[*registry.providers(), "memory", "bare", "fronted"])
-def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    """Give each provider's harness; "bare" declares no capability, so that every refusal is asserted too; "fronted" has apps only."""
-    if request.param == "memory":
-        found: Harness = MemoryHarness()
-    elif request.param == "bare":
-        found = MemoryHarness(capabilities=frozenset())
-    elif request.param == "single":
-        found = MemoryHarness(capabilities=frozenset(Capability) - {Capability.TRAFFIC_SPLIT})
-    elif request.param == "fronted":
-        found = MemoryHarness(kind=MemoryAppProvider)
-    else:
-        # Not below pytest's own directory: paths of unix sockets are short.
-        found = harness_module(request.param).open_harness(tmp_path_factory.mktemp(request.param))
+def harness(request: pytest.FixtureRequest, harness_of: Callable[..., Harness]) -> Iterator[Harness]:
+    """Give each provider's harness, and the ones in memory."""
+    in_memory = IN_MEMORY.get(request.param)
+    found = harness_of(request.param) if in_memory is None else in_memory()
     yield found
     left = list(found.inventory())
-    found.close()
+    if in_memory is not None:
+        found.close()
     assert left == []
 
 

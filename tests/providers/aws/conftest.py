@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,18 +11,11 @@ from polyserve.testing.functions import Functions
 
 
 @pytest.fixture(scope="session")
-def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def aws(harness_of: Callable[..., Any]) -> Iterator[Any]:
     """Give the harness."""
-    spec = spec_from_file_location("harness_of_aws", Path(__file__).with_name("harness.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    harness = module.open_harness(tmp_path_factory.mktemp("aws"))
+    harness = harness_of("aws")
     yield harness
-    left = list(harness.inventory())
-    harness.close()
-    assert left == []
+    assert list(harness.inventory()) == []
 
 
 @pytest.fixture

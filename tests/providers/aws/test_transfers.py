@@ -6,9 +6,8 @@ import hashlib
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,11 @@ LARGE = bytes(range(251)) * 80_000
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def harness(harness_of: Callable[..., Any]) -> Iterator[Any]:
     """Give the harness of AWS with fast transfers off."""
-    spec = spec_from_file_location("harness_of_aws", Path(__file__).with_name("harness.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = module.open_harness(tmp_path_factory.mktemp("aws"), fast_transfers=False)
+    found = harness_of("aws", fast_transfers=False)
     yield found
-    left = list(found.inventory())
-    found.close()
-    assert left == []
+    assert list(found.inventory()) == []
 
 
 class TestStoreThroughBoto3(ObjectStoreContract):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,16 +11,9 @@ from polyserve.testing.functions import Functions
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def harness(harness_of: Callable[..., Any]) -> Any:
     """Give the harness of the contract suites."""
-    spec = spec_from_file_location("harness_of_azure", Path(__file__).with_name("harness.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = module.open_harness(tmp_path_factory.mktemp("azure"))
-    yield found
-    found.close()
+    return harness_of("azure")
 
 
 @pytest.fixture
