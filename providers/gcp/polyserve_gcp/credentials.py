@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import threading
 import time
@@ -153,7 +154,7 @@ class Credentials:
             ServiceError: The service account may not be impersonated.
             GoogleAuthError: There is no token for them.
         """
-        return self._access.get()
+        return (self._access if self.source().principal else self._own).get()
 
     def headers(self) -> dict[str, str]:
         """Return what a call of an API needs to be allowed."""
@@ -227,8 +228,6 @@ class Credentials:
 
     def _ask_access(self) -> Token:
         source = self.source()
-        if not source.principal:
-            return self._own.get()
         told = self._as(source.principal, "generateAccessToken", {"scope": [SCOPE], "lifetime": f"{source.life_s}s"})
         ends = datetime.fromisoformat(str(told["expireTime"]))
         return Token(value=str(told["accessToken"]), ends_at=ends.timestamp())
@@ -354,7 +353,7 @@ class _Kept:
     def __init__(self, ask: Callable[[], Token]) -> None:
         self._ask = ask
         self._token: Token | None = None
-        self._tried_at = 0.0
+        self._tried_at = -math.inf
         self._asking = threading.Lock()
 
     def get(self) -> Token:
