@@ -279,7 +279,7 @@ def wait_ready(
             status = provider.functions.describe(name).revision(number)
         if status is not None and status.incomplete:
             with translating(provider, "apply", name):
-                provider.functions.apply(spec)
+                status = provider.functions.apply(spec).revision(number)
         if status is not None and status.phase is Phase.READY:
             return status
         if status is not None and status.phase is Phase.FAILED:

@@ -5,6 +5,9 @@
 
 Both take a `harness` fixture. `FaultContract` fails a control call in this process; `CrashContract` kills the process that makes it, so the
 harness's provider must be one that another process can make from its name and options.
+
+Every other call is cut short, before it is made and after it was: what was done before the third is what was done after the second, so
+no state is left out. A harness whose `every_call` is true has each of them cut short in both ways; the provider in memory does.
 """
 
 from __future__ import annotations
@@ -15,8 +18,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pytest
 
@@ -30,6 +32,11 @@ from polyserve.testing.harness import Harness
 from polyserve.testing.packages import times
 
 OPERATIONS = ("deploy", "update", "canary", "promote", "traffic", "rollback", "scale", "destroy")
+
+
+def points(harness: Harness) -> range:
+    """Return the numbers of the control calls to be cut short at, beyond the last one."""
+    return range(1, 200, 1 if getattr(harness, "every_call", False) else 2)
 
 
 def prepare(world: World, operation: str) -> None:
@@ -142,7 +149,7 @@ class FaultContract:
     ) -> None:
         if refused(harness, operation):
             return
-        for at in range(1, 200):
+        for at in points(harness):
             bucket = harness.fresh_bucket()
             world = World(harness, bucket)
             prepare(world, operation)
@@ -170,33 +177,35 @@ class CrashContract:
 
     @pytest.mark.parametrize("operation", OPERATIONS)
     def test_an_operation_whose_process_is_killed_after_any_control_call_converges_when_repeated(
-        self, harness: Harness, operation: str, tmp_path: Path
+        self, harness: Harness, operation: str
     ) -> None:
         if refused(harness, operation):
             return
-        for at in range(1, 200):
-            bucket = harness.fresh_bucket()
-            world = World(harness, bucket)
-            prepare(world, operation)
-            before = describe(world.target.provider, NAME)
-            status = self._killed(harness, bucket, operation, at, tmp_path)
-            if status != 0:
-                recoverable(world, before)
-                repeat(world, operation)
-            converged(world, operation)
-            world.gone()
-            if status == 0:
-                assert at > 2
-                return
+        with _Processes(harness) as processes:
+            for at in points(harness):
+                bucket = harness.fresh_bucket()
+                world = World(harness, bucket)
+                prepare(world, operation)
+                before = describe(world.target.provider, NAME)
+                processes.start(bucket, operation, at)
+                status, errors = processes.ended()
+                assert status in {0, -9}, errors
+                if status != 0:
+                    recoverable(world, before)
+                    repeat(world, operation)
+                converged(world, operation)
+                world.gone()
+                if status == 0:
+                    assert at > 2
+                    return
         pytest.fail(f"{operation} makes over 200 control calls")
 
-    def test_of_two_deployers_at_once_one_wins_and_the_other_is_told(self, harness: Harness, tmp_path: Path) -> None:
+    def test_of_two_deployers_at_once_one_wins_and_the_other_is_told(self, harness: Harness) -> None:
         bucket = harness.fresh_bucket()
-        processes = [self._start(harness, bucket, operation, 0, tmp_path) for operation in ("deploy", "update")]
-        told = []
-        for process in processes:
-            _, errors = process.communicate(timeout=100)
-            told.append((process.returncode, errors.decode()))
+        with _Processes(harness) as processes:
+            for operation in ("deploy", "update"):
+                processes.start(bucket, operation, 0)
+            told = [processes.ended() for _ in range(2)]
         world = World(harness, bucket)
         losers = [errors for status, errors in told if status]
         assert all("ConflictError" in errors for errors in losers), told
@@ -206,32 +215,78 @@ class CrashContract:
         assert record.lease is None
         world.gone()
 
-    def _killed(self, harness: Harness, bucket: str, operation: str, at: int, work: Path) -> int:
-        process = self._start(harness, bucket, operation, at, work)
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode in {0, -9}, errors.decode()
-        return process.returncode
 
-    @staticmethod
-    def _start(harness: Harness, bucket: str, operation: str, at: int, work: Path) -> subprocess.Popen[bytes]:
-        script = work / "act.py"
-        script.write_text(
-            textwrap.dedent("""
-                import json, sys
-                from polyserve.errors import PolyserveError
-                from polyserve.testing.deployments import World
-                from polyserve.testing.interruptions import act
-                from polyserve.testing.faults import Faults
-                from polyserve.testing.harness import Elsewhere
-                name, options, bucket, operation, at = json.loads(sys.argv[1])
-                faults = Faults(at=at, mode="kill", only_writes=True)
-                try:
-                    act(World(Elsewhere(name, options), bucket, faults), operation)
-                except PolyserveError as error:
-                    sys.exit(f"{type(error).__name__}: {error}")
-                """)
-        )
-        arguments = json.dumps([harness.name, dict(harness.options), bucket, operation, at])
-        return subprocess.Popen(
-            [sys.executable, str(script), arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+class _Processes:
+    """Processes that each do one operation, with a provider of their own.
+
+    They are copies of one that has imported everything, so that none takes the time of a start.
+
+    Args:
+        harness: What the provider is made as.
+    """
+
+    SCRIPT = textwrap.dedent("""
+        import json, os, signal, sys, traceback
+        from polyserve.errors import PolyserveError
+        from polyserve.testing.deployments import World
+        from polyserve.testing.interruptions import act
+        from polyserve.testing.faults import Faults
+        from polyserve.testing.harness import Elsewhere
+        name, options = json.loads(sys.argv[1])
+        Elsewhere(name, options).provider().close()
+        running = {}
+        def tell(pid, status):
+            with os.fdopen(running.pop(pid), "r") as errors:
+                print(json.dumps([os.waitstatus_to_exitcode(status), errors.read()]), flush=True)
+        for line in sys.stdin:
+            if not line.strip():
+                tell(*os.wait())
+                continue
+            bucket, operation, at = json.loads(line)
+            reading, writing = os.pipe()
+            pid = os.fork()
+            running[pid] = reading
+            if pid:
+                os.close(writing)
+                continue
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(writing, 2)
+            faults = Faults(at=at, mode="kill", only_writes=True)
+            try:
+                act(World(Elsewhere(name, options), bucket, faults), operation)
+            except PolyserveError as error:
+                os.write(2, f"{type(error).__name__}: {error}".encode())
+                os._exit(1)
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+                os._exit(2)
+            os._exit(0)
+        """)
+
+    def __init__(self, harness: Harness) -> None:
+        arguments = [sys.executable, "-c", self.SCRIPT, json.dumps([harness.name, dict(harness.options)])]
+        self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+    def start(self, bucket: str, operation: str, at: int) -> None:
+        """Start an operation that is killed after that control call."""
+        self._write(json.dumps([bucket, operation, at]))
+
+    def ended(self) -> tuple[int, str]:
+        """Wait until one of them has ended; returns its status and what it complained of."""
+        self._write("")
+        assert self._process.stdout is not None
+        status, errors = json.loads(self._process.stdout.readline())
+        return status, errors
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
