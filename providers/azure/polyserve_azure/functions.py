@@ -93,6 +93,8 @@ class FlexPlatform:
         self._accounts = accounts
         self._logs = Logs(settings, manager)
         self._publisher = Publisher(manager)
+        # Of the hosts that were seen to have one; asked for anew once it is refused.
+        self._keys: dict[str, str] = {}
 
     # --- making -------------------------------------------------------------------------------------------------------------
 
@@ -141,6 +143,7 @@ class FlexPlatform:
         """Make the site, or change what it is asked to be; the package that it has stays until another one is published."""
         access, container = self._accounts.access(), package_container(name)
         if not before:
+            self._keys.pop(name, None)
             self._accounts.ensure_container(container)
         tags = _tags(app)
         others = self._others(app, before)
@@ -245,7 +248,7 @@ class FlexPlatform:
         if (plan.get("tags") or {}).get(READY_TAG) == mark_of(app.to_json()):
             return _Progress(phase=Phase.READY)
         try:
-            key = host_key(self._manager, str(site["name"]))
+            key = self._key(str(site["name"]))
         except (AppError, ServiceError) as error:
             if classify(error) is not ErrorCode.UNAVAILABLE:
                 raise
@@ -260,9 +263,16 @@ class FlexPlatform:
             return failed if deployment.failed else _Progress()
         return self._looked_at(app, site, key, deployment)
 
+    def _key(self, site: str) -> str:
+        if site not in self._keys:
+            self._keys[site] = host_key(self._manager, site)
+        return self._keys[site]
+
     def _looked_at(self, app: AppSpec, site: Mapping[str, Any], key: str, deployment: Deployment) -> _Progress:
         """Return what an app shows itself, whose package was published."""
         seen = probe(self._manager.client, app_url(self._settings, site), key, app)
+        if seen.refused:
+            self._keys.pop(str(site["name"]), None)
         if seen.verdict is Readiness.READY:
             return _Progress(incomplete=True, ready=True)
         since = max(filter(None, (deployment.ended_at, _changed_at(site))), default=None)

@@ -29,10 +29,11 @@ class Readiness(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a look at an app showed, and why."""
+    """What a look at an app showed, and why; `refused` where the key was."""
 
     verdict: Readiness
     reason: str = ""
+    refused: bool = False
 
 
 def mark_of(text: str) -> str:
@@ -56,7 +57,8 @@ def probe(client: httpx.Client, url: str, key: str, app: AppSpec) -> Seen:
     found = reply.headers.get(MARK)
     if found is None:
         words = "the platform in front of it answers for it; look at its log"
-        return Seen(verdict=Readiness.WAITING, reason=f"the app does not answer: HTTP {reply.status_code}, {words}")
+        reason = f"the app does not answer: HTTP {reply.status_code}, {words}"
+        return Seen(verdict=Readiness.WAITING, reason=reason, refused=reply.status_code == 401)
     if found != mark_of(app.to_json()) or reply.headers.get("x-polyserve-revision") != str(app.spec.revision):
         return Seen(verdict=Readiness.WAITING, reason="the app still answers as what it was before")
     if reply.status_code == 200:

@@ -106,7 +106,8 @@ class AzureHarness:
     signed_put_headers: Mapping[str, str] = {"x-ms-blob-type": "BlockBlob"}
 
     def __init__(self, directory: Path) -> None:
-        self._emulator, options = start_emulator(directory)
+        # Operations take no longer than it takes to ask after them.
+        self._emulator, options = start_emulator(directory, "--settle", "0.002")
         self.options: Mapping[str, Any] = {**options, "patience_s": PATIENCE_S}
         self._settings = AzureSettings(**self.options)
         self._own = AzureProvider(self._settings)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polyserve_azure.emulator.instances import Instance, Line, Recipe
+from polyserve_azure.emulator.placeholders import Placeholders
 
 TRY_AGAIN_S = 1.0
 """How long an app that did not start is left alone before a request starts it again."""
@@ -67,15 +68,25 @@ class App:
     Args:
         scratch: Directory for what instances write.
         log: Takes the lines of an instance, with its identifier.
+        placeholders: What instances are made from.
         most: Most instances that this machine runs for an app, whatever its scale says.
         idle_s: How long an instance is kept without work.
     """
 
-    def __init__(self, scratch: Path, log: Callable[[str, list[Line]], None], *, most: int, idle_s: float) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        log: Callable[[str, list[Line]], None],
+        placeholders: Placeholders,
+        *,
+        most: int,
+        idle_s: float,
+    ) -> None:
         self.scale = Scale()
         self.rolling = False
         self.stopped = False
         self._scratch, self._log, self._most, self._idle_s = scratch, log, most, idle_s
+        self._placeholders = placeholders
         self._current: Generation | None = None
         self._queue: deque[asyncio.Future[Instance]] = deque()
         self._owners: dict[Instance, Generation] = {}
@@ -279,7 +290,7 @@ class App:
         self._keep_ready()
 
     def _make(self, generation: Generation) -> Instance:
-        instance = Instance(generation.recipe, self._scratch / secrets.token_hex(8), self._log)
+        instance = Instance(generation.recipe, self._scratch / secrets.token_hex(8), self._log, self._placeholders)
         self._owners[instance] = generation
         return instance
 

@@ -53,6 +53,7 @@ class Hosting:
         function_timeout_s: Its `functionTimeout`; `None` for the plan's own, which no HTTP request lives to see.
         homepage: Whether the root answers with the host's own page.
         callers: Checks a bearer token where the site wants one (App Service authentication); `None` where it does not.
+        changing: Held while what runs is replaced: a setting and a package may be changed at once, and the last one counts.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Hosting:
     function_timeout_s: float | None = None
     homepage: bool = True
     callers: Callable[[str], bool] | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     routes: dict[Instance, list[Route]] = field(default_factory=dict)
 
 

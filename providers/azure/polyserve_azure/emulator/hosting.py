@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from polyserve_azure.emulator.front import Hosting, read_host_json, read_timeout
 from polyserve_azure.emulator.installing import find_interpreter, install_engine, install_messages
 from polyserve_azure.emulator.instances import Line, Recipe
 from polyserve_azure.emulator.limits import Limits
+from polyserve_azure.emulator.placeholders import Placeholders
 from polyserve_azure.emulator.principals import Principals
 from polyserve_azure.emulator.resources import Resource
 from polyserve_azure.emulator.siterules import DEFAULT_CONCURRENCY
@@ -51,6 +51,7 @@ class HostingPlatform:
         self.headers: dict[str, Resource] = {}
         self._directory, self._principals, self._log, self._url = directory, principals, log, url
         self._all: dict[str, Hosting] = {}
+        self._placeholders = Placeholders()
 
     def find(self, name: str) -> Hosting | None:
         """Return what runs for a site, by its name."""
@@ -65,7 +66,7 @@ class HostingPlatform:
             def log(instance: str, lines: list[Line]) -> None:
                 self._log(site, instance, lines)
 
-            app = App(scratch, log, most=self.limits.instances, idle_s=self.limits.idle_s)
+            app = App(scratch, log, self._placeholders, most=self.limits.instances, idle_s=self.limits.idle_s)
             hosting = self._all[site.name.lower()] = Hosting(name=site.name, app=app)
             site.hidden["hosting"] = hosting
             header = site.hidden["identity_header"] = secrets.token_hex(16)
@@ -73,16 +74,19 @@ class HostingPlatform:
         self.configure(site, hosting)
         if "root" not in site.hidden:
             return
-        recipe = await asyncio.to_thread(self.recipe, site)
-        current = hosting.app.current
-        if current is None or current.recipe != recipe:
-            await hosting.app.restart(recipe)
+        async with hosting.changing:
+            recipe = await asyncio.to_thread(self.recipe, site)
+            current = hosting.app.current
+            if current is None or current.recipe != recipe:
+                await hosting.app.restart(recipe)
         hosting.app.resize(self._scale(site))
 
     async def restart(self, site: Resource) -> None:
         """Start the instances of a site anew, though nothing of it changed."""
         hosting = self._all.get(site.name.lower())
-        if hosting is not None and "root" in site.hidden:
+        if hosting is None or "root" not in site.hidden:
+            return
+        async with hosting.changing:
             await hosting.app.restart(await asyncio.to_thread(self.recipe, site))
 
     def configure(self, site: Resource, hosting: Hosting) -> None:
@@ -142,13 +146,12 @@ class HostingPlatform:
         self.headers.pop(site.hidden.get("identity_header", ""), None)
         if hosting is not None:
             await hosting.app.close()
-        for root in site.hidden.get("roots", ()):
-            shutil.rmtree(root, ignore_errors=True)
 
     async def close(self) -> None:
         """End everything."""
         for hosting in self._all.values():
             await hosting.app.close()
+        await self._placeholders.close()
 
     def _scale(self, site: Resource) -> Scale:
         given = site.properties["functionAppConfig"]["scaleAndConcurrency"]

@@ -15,17 +15,14 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from polyserve_azure.emulator.placeholders import Placeholders, Process
 from polyserve_azure.emulator.worker import FRAME
 
 START_PATIENCE_S = 60.0
@@ -33,13 +30,6 @@ START_PATIENCE_S = 60.0
 MEASURE_S = 0.1
 """How often the memory of a process that works is looked at."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-WORKER = Path(__file__).with_name("worker.py")
-BOOT = "import sys;del sys.argv[0];name=sys.argv[0];exec(compile(open(name,'rb').read(),name,'exec'),{'__name__':'__main__'})"
-"""Runs the worker without putting its directory, which is the emulator's, on the search path."""
-PARENT_DEATH = (
-    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
-    "sys.exit(0) if os.getppid()==1 else os.execv(sys.argv[1],sys.argv[1:])"
-)
 Line = tuple[float, str, int]
 """When, what, and how severe: 0 to 4, as Application Insights has it."""
 
@@ -90,6 +80,7 @@ class Instance:
         recipe: What it is started from.
         scratch: Directory that is its own: `/tmp` on Azure.
         log: Takes its lines.
+        placeholders: What it is made from.
 
     Attributes:
         functions: What the engine found in the app.
@@ -100,7 +91,9 @@ class Instance:
         retired: Whether it was ended by the platform, not by itself.
     """
 
-    def __init__(self, recipe: Recipe, scratch: Path, log: Callable[[str, list[Line]], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, scratch: Path, log: Callable[[str, list[Line]], None], placeholders: Placeholders
+    ) -> None:
         self.identifier = secrets.token_hex(16)
         self.functions: list[Function] = []
         self.busy = 0
@@ -109,8 +102,8 @@ class Instance:
         self.failure = ""
         self.indexed = False
         self._recipe, self._scratch, self._log = recipe, scratch, log
-        self._process: subprocess.Popen[bytes] | None = None
-        self._gone: asyncio.Future[int] | None = None
+        self._placeholders = placeholders
+        self._process: Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._heard: asyncio.Future[None] | None = None
@@ -122,42 +115,39 @@ class Instance:
     def alive(self) -> bool:
         """Whether its process runs and listens."""
         hung_up = self._reading is not None and self._reading.done()
-        return self._gone is not None and not self._gone.done() and not hung_up
+        return self._process is not None and not self._process.gone.done() and not hung_up
 
     async def start(self) -> bool:
         """Start the process and wait until the app is indexed; whether it is. `failure` says why it is not."""
         loop = asyncio.get_running_loop()
         self._scratch.mkdir(parents=True, exist_ok=True)
-        self._gone, self._heard = loop.create_future(), loop.create_future()
+        self._heard = loop.create_future()
         ours, theirs = socket.socketpair()
         self._pipe, write_end = os.pipe()
         os.set_blocking(self._pipe, False)
+        loop.add_reader(self._pipe, self._read_output)
         recipe = self._recipe
-        # -I and -S keep site directories and the caller's variables out; -B because the package cannot be written on Azure.
-        command = [
-            *life_line(), recipe.interpreter, "-I", "-S", "-B", "-u", "-c", BOOT, str(WORKER), str(theirs.fileno()),
-            str(recipe.root), *recipe.engine,
-        ]  # fmt: skip
-        home = {"HOME": str(self._scratch), "TMPDIR": str(self._scratch), "WEBSITE_INSTANCE_ID": self.identifier}
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=2**20)
+        self._reading = loop.create_task(self._read_wire(reader))
         try:
-            self._process = subprocess.Popen(  # noqa: ASYNC220
-                command, cwd=recipe.root, env={**recipe.variables, **home}, stdin=subprocess.DEVNULL, stdout=write_end,
-                stderr=write_end, start_new_session=True, pass_fds=[theirs.fileno()],
-            )  # fmt: skip
+            self._process = await self._placeholders.take(recipe.interpreter, recipe.engine, theirs, write_end)
+        except OSError as error:
+            self.failure = str(error)
+            return False
         finally:
             os.close(write_end)
             theirs.close()
-        loop.add_reader(self._pipe, self._read_output)
-        threading.Thread(target=self._watch, args=(loop, self._process), daemon=True, name="instance").start()
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=2**20)
-        self._reading = loop.create_task(self._read_wire(reader))
-        both: set[asyncio.Future[Any]] = {self._heard, self._gone}
+        home = {"HOME": str(self._scratch), "TMPDIR": str(self._scratch), "WEBSITE_INSTANCE_ID": self.identifier}
+        become = {"root": str(recipe.root), "variables": {**recipe.variables, **home}, "engine": list(recipe.engine)}
+        data = json.dumps(become).encode()
+        self._writer.write(FRAME.pack(len(data), 0) + data)
+        gone = self._process.gone
+        both: set[asyncio.Future[Any]] = {self._heard, gone}
         await asyncio.wait(both, timeout=START_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         self.indexed = self._heard.done()
         if not self.indexed:
-            ended = self._gone.done()
             self.failure = (
-                f"python exited with code {self._gone.result()}" if ended else "the worker did not start in time"
+                f"python exited with code {gone.result()}" if gone.done() else "the worker did not start in time"
             )
         return not self.failure
 
@@ -211,8 +201,10 @@ class Instance:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, and nothing of its group is left
                 os.killpg(self._process.pid, signal.SIGKILL)
-            assert self._gone is not None
-            await self._gone
+            await asyncio.wait({self._process.gone})
+        elif self._writer is not None:
+            # Its start was given up: what is at the other end of the wire is to end, too.
+            self._writer.close()
         if self._reading is not None:
             await asyncio.wait({self._reading})
         if self._writer is not None:
@@ -265,15 +257,6 @@ class Instance:
         if self._heard is not None and not self._heard.done():
             self._heard.set_result(None)
 
-    def _watch(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
-        code = process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            loop.call_soon_threadsafe(self._note_end, code)
-
-    def _note_end(self, code: int) -> None:
-        if self._gone is not None and not self._gone.done():
-            self._gone.set_result(code)
-
     def _read_output(self) -> None:
         while self._pipe >= 0:
             try:
@@ -289,14 +272,3 @@ class Instance:
     def _take(self, lines: list[bytes]) -> None:
         now = time.time()
         self._log(self.identifier, [(now, line.decode("utf-8", "replace"), 1) for line in lines if line])
-
-
-@lru_cache(maxsize=1)
-def life_line() -> list[str]:
-    """Return the command that has its command killed when the emulator ends, however that happens; Linux only."""
-    if sys.platform != "linux":
-        return []  # the worker ends by itself when its wire does
-    setpriv = shutil.which("setpriv")
-    if setpriv:
-        return [setpriv, "--pdeathsig", "KILL"]
-    return [str(Path(sys.executable).resolve()), "-S", "-E", "-s", "-c", PARENT_DEATH]

@@ -7,6 +7,8 @@ Statuses and behaviour as the Azure CLI reads them (its `functionapp` commands, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -14,6 +16,7 @@ import stat
 import time
 import uuid
 import zipfile
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,8 @@ from polyserve_azure.emulator.roles import Roles
 PENDING, BUILDING, DEPLOYING, FAILED, SUCCESS = range(5)
 RELEASED = "released-package.zip"
 """The one name under which a package is kept: each deployment takes the place of the last."""
-KEPT = 4
-"""Unpacked packages that stay: that of instances which still finish what they do is among them."""
+KEPT = 8
+"""Unpacked packages that stay though no app runs them."""
 _WRITE = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write"
 
 
@@ -107,6 +110,7 @@ class Publishing:
         self._directory, self._resources, self._platform, self._azurite = directory, resources, platform, azurite
         self._principals, self._roles, self._faults, self._settle_s = principals, roles, faults, settle_s
         self._tasks: set[asyncio.Task[None]] = set()
+        self._recent: deque[Path] = deque(maxlen=KEPT)
 
     async def answer(self, call: Call, name: str, path: str, url: str) -> Answer:
         """Answer one request to an SCM site.
@@ -184,7 +188,7 @@ class Publishing:
             if failure:
                 raise ValueError(failure)
             deployment.log.append("[PackageZipValidation] starting.")
-            root = await asyncio.to_thread(self._unpack, data, site.name)
+            root = await asyncio.to_thread(self._unpack, data)
             deployment.log.append(f"[UploadPackageStep] {len(data)} bytes")
             await asyncio.to_thread(self._store, site, data)
             deployment.status = DEPLOYING
@@ -202,24 +206,37 @@ class Publishing:
         finally:
             deployment.ended = time.time()
 
-    def _unpack(self, data: bytes, name: str) -> Path:
-        """Unpack a package and look at it.
+    def _unpack(self, data: bytes) -> Path:
+        """Unpack a package once, whichever apps run it, and look at it: apps only read theirs.
 
         Raises:
             ValueError: It is no archive, or none of an app.
         """
-        root = self._directory / "wwwroot" / f"{name}-{os.urandom(4).hex()}"
+        root = self._directory / "wwwroot" / hashlib.sha256(data).hexdigest()
+        if root.is_dir():
+            return root
+        making = root.with_name(f".{os.urandom(8).hex()}")
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 if "host.json" not in archive.namelist():
                     raise ValueError("[PackageZipValidation] host.json was not found at the root of the package.")
                 read_host_json(archive.read("host.json"))
                 for member in archive.infolist():
-                    _extract(archive, member, root)
+                    _extract(archive, member, making)
+            with contextlib.suppress(OSError):  # another deployment of the same was faster
+                making.rename(root)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            shutil.rmtree(root, ignore_errors=True)
             raise ValueError(f"[PackageZipValidation] the package is not a valid zip archive: {error}") from error
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
         return root
+
+    def _tidy(self) -> None:
+        """Delete what no app runs and none ran lately: instances that still finish what they do may read theirs."""
+        used = {Path(one.hidden["root"]) for one in self._resources.of_kind(SITES) if "root" in one.hidden}
+        for root in [one for one in (self._directory / "wwwroot").iterdir() if not one.name.startswith(".")]:
+            if root not in used and root not in self._recent:
+                shutil.rmtree(root, ignore_errors=True)
 
     def _store(self, site: Resource, data: bytes) -> None:
         """Keep a package in the deployment container, with the app's own means.
@@ -269,20 +286,17 @@ class Publishing:
         hosting = self._platform.find(site.name)
         if hosting is None:
             raise ValueError("the app was deleted meanwhile")
-        roots = site.hidden.setdefault("roots", [])
-        roots.append(str(root))
-        while len(roots) > KEPT:
-            shutil.rmtree(roots.pop(0), ignore_errors=True)
-        before = site.hidden.get("root")
-        site.hidden["root"] = str(root)
-        recipe = await asyncio.to_thread(self._platform.recipe, site)
-        keep = not self._platform.limits.broken_publish_succeeds
-        why = await hosting.app.update(recipe, keep_on_failure=keep)
-        if why and hosting.app.rolling and keep and before is not None:
-            site.hidden["root"] = before
-            roots.remove(str(root))
-            shutil.rmtree(root, ignore_errors=True)
-            return why
+        async with hosting.changing:
+            before = site.hidden.get("root")
+            site.hidden["root"] = str(root)
+            self._recent.append(root)
+            recipe = await asyncio.to_thread(self._platform.recipe, site)
+            keep = not self._platform.limits.broken_publish_succeeds
+            why = await hosting.app.update(recipe, keep_on_failure=keep)
+            if why and hosting.app.rolling and keep and before is not None:
+                site.hidden["root"] = before
+                return why
+        await asyncio.to_thread(self._tidy)
         self._platform.read_host_json(site, hosting)
         generation = hosting.app.current
         site.hidden["functions"] = generation.instances[0].functions if generation and generation.instances else []

@@ -1,7 +1,7 @@
 """What runs inside an instance: Microsoft's engine for Python functions, and the wire to the emulator.
 
 This is not imported but run, in an interpreter that sees the app, the engine and the standard library, and nothing of the
-environment that the emulator itself is installed in.
+environment that the emulator itself is installed in. It starts as a placeholder, before there is an app: see `placeholders`.
 
 The engine is driven through the requests that the real host sends over gRPC: init, metadata, invocation. It is given its
 message classes by whoever drives it, so plain Python objects do as well as protobuf's; with `OFFICIAL` in the environment
@@ -11,19 +11,53 @@ the official protobuf messages are used, each serialised and read again, as on t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
 import importlib
 import json
 import logging
 import os
+import select
+import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 import types
 from typing import Any, ClassVar
 
 OFFICIAL = "_EMULATOR_MESSAGES"
 """Variable with the directory of the official messages."""
+ENGINE = "azure_functions_runtime"
+PRELOADED = (
+    *(
+        "concurrent.futures.thread",
+        "email.utils",
+        "hashlib",
+        "hmac",
+        "http.client",
+        "importlib.metadata",
+        "tempfile",
+        "uuid",
+    ),
+    *(
+        "urllib.parse",
+        "zipfile",
+        "base64",
+        "array",
+        "ast",
+        "decimal",
+        "fractions",
+        "random",
+        "secrets",
+        "ssl",
+        "statistics",
+    ),
+    "azure.functions",
+)
+"""What apps import anyway, and the library that they are written with."""
 FRAME = struct.Struct(">IQ")
 """Length of a frame's header, and of its body."""
 _MAPS = frozenset(
@@ -231,13 +265,13 @@ def _cookie(cookie: Any) -> str:
     )
 
 
-async def serve(descriptor: int, root: str) -> None:
+async def serve(connection: socket.socket, root: str) -> None:
     """Serve invocations until the emulator hangs up."""
-    wire = Wire(*await asyncio.open_connection(sock=socket.socket(fileno=descriptor), limit=2**20))
+    wire = Wire(*await asyncio.open_connection(sock=connection, limit=2**20))
     logging.getLogger().addHandler(Records(wire))
     logging.getLogger().setLevel(logging.INFO)
     try:
-        engine = importlib.import_module("azure_functions_runtime")
+        engine = importlib.import_module(ENGINE)
     except Exception as error:
         # What the app brings along comes first, and can hide a part of the engine.
         wire.send({"failed": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
@@ -259,18 +293,169 @@ async def serve(descriptor: int, root: str) -> None:
         task.add_done_callback(running.discard)
 
 
-def main() -> None:
-    """Serve the app that the arguments name: descriptor of the wire, directory of the app, directory of the engine."""
-    descriptor, root, *engine = sys.argv[1:]
+class StandBy:
+    """A placeholder: it has the engine imported, and each copy of it becomes an instance.
+
+    Args:
+        control: What the emulator asks for copies by, and is told of their ends.
+        engine: Directories of the engine.
+    """
+
+    def __init__(self, control: socket.socket, engine: list[str]) -> None:
+        self._control, self._engine = control, engine
+
+    def wait(self) -> tuple[socket.socket, int]:
+        """Make copies until the emulator hangs up; returns in a copy, with its wire and what it is to write to."""
+        self._preload()
+        ended, note = socket.socketpair()
+        note.setblocking(False)
+        signal.set_wakeup_fd(note.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        own = os.getpid()
+        while True:
+            readable, _, _ = select.select([self._control, ended], [], [])
+            if ended in readable:
+                ended.recv(4096)
+                self._tell_ends()
+            if self._control not in readable:
+                continue
+            data, descriptors, _, _ = socket.recv_fds(self._control, 1, 2)
+            if not data:
+                os._exit(0)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for closing in (self._control, ended, note):
+                    closing.close()
+                os.setpgid(0, 0)
+                _end_with(own)
+                return socket.socket(fileno=descriptors[0]), descriptors[1]
+            # In both, because either may be asked first.
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._tell(pid=pid)
+
+    def _preload(self) -> None:
+        """Import what every instance needs; a part of the engine that is missing is said where it is missed."""
+        for name in (*PRELOADED, ENGINE):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+    def _tell_ends(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._tell(pid=pid, code=os.waitstatus_to_exitcode(status))
+
+    def _tell(self, **content: int) -> None:
+        try:
+            self._control.sendall(json.dumps(content).encode() + b"\n")
+        except OSError:
+            os._exit(0)
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed when its placeholder ends; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def _become(wire: socket.socket, output: int) -> str:
+    """Become the instance that the first frame says; returns the directory of its app."""
+    head, _ = FRAME.unpack(_exactly(wire, FRAME.size))
+    told = json.loads(_exactly(wire, head))
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.environ.clear()
+    os.environ.update(told["variables"])
+    time.tzset()
+    root: str = told["root"]
+    own = [root, os.path.join(root, ".python_packages", "lib", "site-packages")]
+    engine = told["engine"]
     # The order on Azure: the app, what it brings along, then what the worker itself comes with.
-    sys.path[:] = [
-        root,
-        os.path.join(root, ".python_packages", "lib", "site-packages"),
-        *filter(None, sys.path),
-        *engine,
-    ]
+    sys.path[:] = [*own, *(place for place in sys.path if place and place not in engine), *engine]
+    importlib.invalidate_caches()
+    _give_way(own, engine)
     os.chdir(root)
-    asyncio.run(serve(int(descriptor), root))
+    return root
+
+
+def _give_way(own: list[str], engine: list[str]) -> None:
+    """Forget what was imported of the engine where the app brings something else of that name."""
+    loaded = {name: found for name, found in sys.modules.items() if _place(found, engine)}
+    if any(_differs(own, name, _place(found, engine)) for name, found in loaded.items()):
+        for name in loaded:
+            del sys.modules[name]
+
+
+def _place(module: types.ModuleType, engine: list[str]) -> str:
+    """Return where below a directory of the engine a module is; empty where it is not."""
+    path = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+    return next((path[len(place) + 1 :] for place in engine if path.startswith(place + os.sep)), "")
+
+
+def _differs(own: list[str], name: str, place: str) -> bool:
+    """Return whether an app brings another module of that name than the one that is loaded."""
+    *parents, last = name.split(".")
+    for directory in own:
+        below = os.path.join(directory, *parents)
+        if not os.path.isdir(below):
+            continue
+        package = os.path.join(below, last)
+        theirs = os.path.join(directory, place)
+        if os.path.isdir(theirs):
+            # A part of a namespace package, unless it is none in the app.
+            if os.path.exists(os.path.join(theirs, "__init__.py")):
+                return True
+        elif os.path.exists(theirs):
+            ours = sys.modules[name].__file__ or ""
+            if theirs.endswith(".so"):
+                # Symbols may have been stripped of one of them: what is compared is which release they are of.
+                top = parents[0] if parents else last
+                return _release(directory, top) != _release(ours.removesuffix(os.sep + place), top)
+            with open(theirs, "rb") as one, open(ours, "rb") as other:
+                return one.read() != other.read()
+        elif os.path.isdir(package) or os.path.exists(f"{package}.py"):
+            return True
+    return False
+
+
+def _release(directory: str, top: str) -> str:
+    """Return the name of the metadata of what is installed under a name, which has its version; empty where there is none."""
+    found = (name for name in os.listdir(directory) if name.endswith(".dist-info"))
+    return next((name for name in found if name.partition("-")[0].lower() == top.lower()), "")
+
+
+def _exactly(wire: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        part = wire.recv(size - len(found))
+        if not part:
+            # Nobody needs this instance any more.
+            os._exit(0)
+        found += part
+    return found
+
+
+def main() -> None:
+    """Stand by, then serve an app; the arguments are the descriptor of the emulator's control and the directories of the engine."""
+    control, *engine = sys.argv[1:]
+    sys.path[:] = [*filter(None, sys.path), *engine]
+    wire, output = StandBy(socket.socket(fileno=int(control)), engine).wait()
+    root = _become(wire, output)
+    asyncio.run(serve(wire, root))
 
 
 if __name__ == "__main__":
