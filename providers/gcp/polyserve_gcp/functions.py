@@ -1,0 +1,238 @@
+"""Cloud Run functions as a platform of apps: each app is a function of the Cloud Functions API, version 2.
+
+Making one is one call: the function's environment has what it is asked to be, its labels are how it is found. Cloud Build builds it and a
+Cloud Run service of its name runs it; who may call it is that service's policy. What a function ran before answers until the new one is
+ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from polyserve.driver import LABEL, AppSpec, AppStatus, Artifact, ErrorCode, FunctionSpec, LogEvent, Phase, Scaling
+from polyserve_gcp import apps
+from polyserve_gcp.bundles import Bundles
+from polyserve_gcp.errors import AppError, UnsupportedSettingError
+from polyserve_gcp.google_api import FUNCTIONS, RUN, GoogleApi, mask_of, piece
+from polyserve_gcp.invoker import Service
+from polyserve_gcp.logs import Logs
+from polyserve_gcp.names import MAX_LABEL, READY_LABEL
+from polyserve_gcp.permissions import custom_role, permissions
+from polyserve_gcp.reading import ModelReaders
+from polyserve_gcp.settings import GcpSettings
+
+__all__ = ["INVOKER", "FunctionsPlatform"]
+
+INVOKER = "roles/run.invoker"
+EVERYBODY = "allUsers"
+BUSY = timedelta(seconds=10)
+"""How long to wait for a change that is under way: builds take a minute or two."""
+
+
+class FunctionsPlatform:
+    """Functions. Implements `polyserve.driver.AppPlatform`.
+
+    Args:
+        settings: How functions run.
+        api: Calls Google.
+        bundles: Looks for bundles.
+        readers: Lets functions read models.
+        logs: Reads what they wrote.
+    """
+
+    def __init__(
+        self, settings: GcpSettings, api: GoogleApi, bundles: Bundles, readers: ModelReaders, logs: Logs
+    ) -> None:
+        self._settings = settings
+        self._api = api
+        self._bundles = bundles
+        self._readers = readers
+        self._logs = logs
+
+    # --- making -------------------------------------------------------------------------------------------------------------
+
+    def put(self, app: AppSpec) -> None:
+        """Make a function be this, unless it is."""
+        apps.refuse_unsupported(self._settings)
+        found = self._api.find(FUNCTIONS, self._path(app.app))
+        if found is None:
+            self._create(app)
+            return
+        _check_owner(app, found)
+        state = str(found.get("state") or "")
+        if state == "DEPLOYING":
+            if apps.asked(found) != app.to_json():
+                raise _busy(app.app)
+            return
+        if apps.phase_of(found) is Phase.READY and apps.asked(found) == app.to_json():
+            self._open(app, found)
+            return
+        self._update(app, found)
+
+    def _create(self, app: AppSpec) -> None:
+        body = self._described(app)
+        self._api.call("POST", FUNCTIONS, self._collection, body, query={"functionId": app.app})
+
+    def _update(self, app: AppSpec, found: Mapping[str, Any]) -> None:
+        before = AppSpec.from_json(apps.asked(found), Scaling()).spec
+        fields = [*apps.SERVICE]
+        if apps.phase_of(found) is not Phase.READY or _built_of(before) != _built_of(app.spec):
+            # What was built once need not be built again for another environment.
+            fields += apps.BUILD
+        body = {**self._described(app), "name": str(found["name"])}
+        self._api.call("PATCH", FUNCTIONS, self._path(app.app), body, query={"updateMask": mask_of(fields)})
+
+    def _described(self, app: AppSpec) -> dict[str, Any]:
+        # Before anything is granted: what has no bundle is refused.
+        source = self._bundles.source(app.spec.artifact)
+        others = self._others(app)
+        if app.spec.models:
+            self._readers.allow(app.app, app.spec.models)
+        return apps.described(app, self._settings, source=source, forwards=others, project=self._api.project)
+
+    def _others(self, app: AppSpec) -> Mapping[str, str]:
+        """Return the address of each app that requests are passed on to, and let this one call it."""
+        found: dict[str, str] = {}
+        for forward in app.forwards:
+            function = self._api.find(FUNCTIONS, self._path(forward.app))
+            uri = self._uri(function) if function is not None else ""
+            if function is None or not uri:
+                message = f"app {forward.app!r}, which is to get {forward.percent} % of the requests, is not there"
+                raise AppError(ErrorCode.FAILED_PRECONDITION, message)
+            if self._settings.ingress != "all" and not (
+                self._settings.vpc_connector and self._settings.egress == "all"
+            ):
+                raise UnsupportedSettingError(
+                    f"ingress is {self._settings.ingress!r}, and functions reach each other through the VPC only: set vpc_connector and "
+                    'egress = "all", or choose platform = "run", which splits traffic by itself'
+                )
+            config = function["serviceConfig"]
+            runs_as = self._settings.service_account or str(config["serviceAccountEmail"])
+            self._api.bind(RUN, f"/v2/{config['service']}", INVOKER, frozenset({f"serviceAccount:{runs_as}"}))
+            found[forward.app] = uri
+        return found
+
+    def _open(self, app: AppSpec, found: Mapping[str, Any]) -> None:
+        """Let in who may call a function that callers reach; private functions are called by whoever has the role already."""
+        if not app.front:
+            return
+        service = f"/v2/{found['serviceConfig']['service']}"
+        change = self._api.bind if self._settings.public else self._api.unbind
+        change(RUN, service, INVOKER, frozenset({EVERYBODY}))
+
+    # --- looking ------------------------------------------------------------------------------------------------------------
+
+    def get(self, app: str) -> AppStatus:
+        """Describe a function."""
+        return self._status(self._found(app))
+
+    def list(self, *, labels: Mapping[str, str]) -> Iterator[AppStatus]:
+        """Yield the functions that carry all these labels, by name."""
+        wanted = labels.items()
+        found = [each for each in self._all() if apps.app_of(each) and wanted <= apps.labels_of(each).items()]
+        for function in sorted(found, key=apps.app_of):
+            yield self._status(function)
+
+    def _all(self) -> Iterator[dict[str, Any]]:
+        return self._api.list(FUNCTIONS, self._collection, "functions")
+
+    def _status(self, function: Mapping[str, Any]) -> AppStatus:
+        app = AppSpec.from_json(apps.asked(function), apps.scaling_of(function))
+        phase = apps.phase_of(function)
+        return AppStatus(
+            app=app,
+            phase=phase,
+            url=self._uri(function) or None,
+            native_id=str(function["name"]),
+            labels=apps.labels_of(function),
+            reason=apps.reason_of(function),
+            incomplete=phase is Phase.READY and app.front and self._settings.public and not self._is_open(function),
+        )
+
+    def _is_open(self, function: Mapping[str, Any]) -> bool:
+        policy = self._api.policy(RUN, f"/v2/{function['serviceConfig']['service']}")
+        return any(
+            each["role"] == INVOKER and EVERYBODY in each["members"] and not each.get("condition")
+            for each in policy.get("bindings") or ()
+        )
+
+    def _found(self, app: str) -> dict[str, Any]:
+        found = self._api.find(FUNCTIONS, self._path(app))
+        if found is None or apps.app_of(found) != app:
+            raise AppError(ErrorCode.NOT_FOUND, f"there is no app {app!r}")
+        return found
+
+    def find(self, name: str, revision: int | None) -> Service:
+        """Return where a function is called; its revision is another function to this platform."""
+        found = self._found(name)
+        uri = self._uri(found)
+        if not uri:
+            raise AppError(ErrorCode.UNAVAILABLE, f"app {name!r} has no address yet", retry_after=timedelta(seconds=1))
+        return Service(url=uri, audience=uri)
+
+    @staticmethod
+    def _uri(function: Mapping[str, Any]) -> str:
+        return str((function.get("serviceConfig") or {}).get("uri") or "").rstrip("/")
+
+    # --- everything else ----------------------------------------------------------------------------------------------------
+
+    def scale(self, app: str, scaling: Scaling) -> None:
+        """Set the bounds in place: what is built already is started with them."""
+        found = self._found(app)
+        if apps.scaling_of(found) == scaling:
+            return
+        if str(found.get("state") or "") == "DEPLOYING":
+            raise _busy(app)
+        labels = {key: value for key, value in found["labels"].items() if key != MAX_LABEL}
+        labels |= apps.max_label(scaling)
+        if apps.phase_of(found) is Phase.READY:
+            labels[READY_LABEL] = apps.mark_of(apps.asked(found))
+        body = {"name": found["name"], "labels": labels, "serviceConfig": apps.scale_of(scaling)}
+        fields = ("labels", "service_config.min_instance_count", "service_config.max_instance_count")
+        self._api.call("PATCH", FUNCTIONS, self._path(app), body, query={"updateMask": mask_of(fields)})
+
+    def logs(self, app: str, *, since: datetime | None) -> Iterator[LogEvent]:
+        """Yield what the function wrote, oldest first; Cloud Logging has it some seconds after."""
+        made = apps.moment(self._found(app).get("createTime"))
+        return self._logs.read(app, since=max(filter(None, (since, made)), default=None))
+
+    def remove(self, app: str) -> None:
+        """Delete a function; its service, its image and its revisions go with it."""
+        found = self._found(app)
+        spec = AppSpec.from_json(apps.asked(found), Scaling()).spec
+        if spec.models:
+            self._readers.forget(app, spec.models)
+        self._api.call("DELETE", FUNCTIONS, self._path(app))
+
+    def permissions(self, spec: FunctionSpec) -> Sequence[str]:
+        """Return the permissions that the caller must have."""
+        return permissions(spec, self._settings)
+
+    def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
+        """Return the definition of a custom role of who deploys this."""
+        return custom_role(spec, self._settings)
+
+    @property
+    def _collection(self) -> str:
+        return f"/v2/{self._api.location}/functions"
+
+    def _path(self, app: str) -> str:
+        return f"{self._collection}/{piece(app)}"
+
+
+def _built_of(spec: FunctionSpec) -> tuple[Artifact, str, Any]:
+    return spec.artifact, spec.python, dict(spec.options)
+
+
+def _busy(app: str) -> AppError:
+    return AppError(ErrorCode.UNAVAILABLE, f"function {app!r} is being changed: try again", retry_after=BUSY)
+
+
+def _check_owner(app: AppSpec, found: Mapping[str, Any]) -> None:
+    if found.get("state") == "DELETING":
+        raise AppError(ErrorCode.UNAVAILABLE, f"function {app.app!r} is being deleted: try again", retry_after=BUSY)
+    if apps.app_of(found) != app.app or apps.labels_of(found).get(LABEL) != app.spec.labels.get(LABEL):
+        message = f"function {app.app!r} exists and is not of this deployment: delete it, or choose another name"
+        raise AppError(ErrorCode.ALREADY_EXISTS, message)
