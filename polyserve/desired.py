@@ -118,7 +118,7 @@ def desire(
         models={path: _model(target, name, package.manifest.files[path]) for path in fitted.remote},
         footprint=_footprint(package, info, fitted, python=python, architecture=architecture, slim=slim),
         providers=_providers(info),
-        obstacles=tuple(_unrehearsable(package, info, python)) if emulated else (),
+        obstacles=tuple(_unrehearsable(package, info, python, architecture)) if emulated else (),
         options=options,
     )
     return desired, bundle
@@ -217,7 +217,13 @@ def _moved(package: ModelPackage, info: ProviderInfo, python: str) -> Iterator[s
         )
 
 
-def _unrehearsable(package: ModelPackage, info: ProviderInfo, python: str) -> Iterator[str]:
+def _unrehearsable(package: ModelPackage, info: ProviderInfo, python: str, architecture: str) -> Iterator[str]:
+    if architecture != machine():
+        fits = machine() in info.limits.architectures
+        yield (
+            f"the functions would run on {architecture}, and the emulator of {info.title} runs them on this machine, which is "
+            f"{machine()}: rehearse {f'with --arch {machine()}' if fits else f'it on a machine that is {architecture}'}"
+        )
     own = package.manifest.python
     if python not in info.limits.pythons or find_python(python) is not None:
         return

@@ -156,13 +156,15 @@ CODES: Mapping[str, ErrorCode] = {
 }
 """By the name that the service gives; S3's answers to HEAD have no body, so there the HTTP status stands for it."""
 
+# What Lambda says of a role, or of the policy in it, that was made a moment ago and is not known everywhere yet.
+_NEW_ROLE = re.compile(r"cannot be assumed by Lambda|execution role does not have permissions", re.I)
+
 # One name, several failures: what the message says comes first.
 _BY_MESSAGE: tuple[tuple[str, re.Pattern[str], ErrorCode], ...] = (
     ("ResourceConflictException", re.compile(r"already exist|exists for this", re.I), ErrorCode.ALREADY_EXISTS),
     # "The operation cannot be performed at this time. An update is in progress", "... is currently in the following state: Pending".
     ("ResourceConflictException", re.compile(r"in progress|state: ?Pending|Pending", re.I), ErrorCode.UNAVAILABLE),
-    # A role that was made a moment ago is not known everywhere yet.
-    ("InvalidParameterValueException", re.compile(r"cannot be assumed by Lambda", re.I), ErrorCode.UNAVAILABLE),
+    ("InvalidParameterValueException", _NEW_ROLE, ErrorCode.UNAVAILABLE),
     ("InvalidParameterValueException", re.compile(r"NoSuchKey|NoSuchBucket", re.I), ErrorCode.NOT_FOUND),
     (
         "InvalidParameterValueException",
@@ -268,7 +270,7 @@ def retry_after(error: Exception) -> timedelta | None:
     response = _response(error)
     if not response:
         return None
-    if "cannot be assumed by Lambda" in str(response["Error"].get("Message", "")):
+    if _NEW_ROLE.search(str(response["Error"].get("Message", ""))):
         # Nobody says how long; a new role is usually known everywhere within ten seconds.
         return timedelta(seconds=2)
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})

@@ -131,6 +131,8 @@ def execution_policy(spec: FunctionSpec, settings: AwsSettings, *, arn: str, reg
     if settings.kms_key_id.startswith("arn:"):
         actions = ["kms:Decrypt", "kms:GenerateDataKey"]
         statements.append({"Effect": "Allow", "Action": actions, "Resource": settings.kms_key_id})
+    if settings.environment_key_arn:
+        statements.append({"Effect": "Allow", "Action": "kms:Decrypt", "Resource": settings.environment_key_arn})
     if settings.subnet_ids:
         statements.append({"Effect": "Allow", "Action": list(_NETWORK), "Resource": "*"})
     return {"Version": "2012-10-17", "Statement": statements}
@@ -201,6 +203,18 @@ def deployer_policy(spec: FunctionSpec, settings: AwsSettings, *, region: str) -
         statements.append(allow(("ec2:DescribeSecurityGroups", "ec2:DescribeSubnets", "ec2:DescribeVpcs"), "*"))
     if settings.kms_key_id.startswith("arn:"):
         statements.append(allow(("kms:Decrypt", "kms:GenerateDataKey"), settings.kms_key_id))
+    if settings.environment_key_arn:
+        statements.append(allow(("kms:CreateGrant", "kms:Decrypt", "kms:Encrypt"), settings.environment_key_arn))
+    if settings.image_uri:
+        # Lambda lets itself read the repository, in the caller's name: "Amazon ECR permissions", developer guide, 2026-11.
+        repository = settings.image_uri.partition("@")[0].partition("/")[2]
+        images = (
+            "ecr:BatchGetImage",
+            "ecr:GetDownloadUrlForLayer",
+            "ecr:GetRepositoryPolicy",
+            "ecr:SetRepositoryPolicy",
+        )
+        statements.append(allow(images, f"arn:{partition}:ecr:{place}:*:repository/{repository}"))
     return {"Version": "2012-10-17", "Statement": statements}
 
 

@@ -163,6 +163,12 @@ class LambdaInvoker:
             headers["x-request-id"] = request.request_id
         body, detour = request.body, Detour(follow=way.follow)
         if len(body) * 4 // 3 > EVENT_BYTES and not _fits_as_text(way, headers, body):
+            if way.payloads[1] == "//":
+                message = (
+                    "the request is too large for an event, and the function's environment, which says where to put it instead, cannot "
+                    "be read: the caller may lack the permission kms:Decrypt for its key"
+                )
+                raise InvocationError(ErrorCode.PERMISSION_DENIED, message)
             name = str(uuid.uuid4())
             headers["x-polyserve-body"] = name
             gone = way.stored("DELETE", name)
@@ -273,7 +279,7 @@ def _failure(reply: HttpReply) -> InvocationError:
         or CODES.get(str(reply.status))
         or (ErrorCode.UNAVAILABLE if reply.status >= 500 else ErrorCode.INVALID_ARGUMENT)
     )
-    if reply.status == 502:
+    if reply.status == 502 and name not in CODES:
         # What a function URL says of an environment that ended without an answer; another attempt would end like it.
         code, reason = (
             ErrorCode.INTERNAL,

@@ -68,6 +68,11 @@ class LambdaPlatform:
         if not spec.labels.items() <= found.tags.items():
             message = f"function {function_name(spec.name)!r} exists and is not of this deployment: delete it, or choose another name"
             raise RevisionError(ErrorCode.ALREADY_EXISTS, message)
+        if (kind := self._package_type) != found.config.get("PackageType", "Zip"):
+            raise UnsupportedOperationError(
+                f"function {function_name(spec.name)!r} is of package type {found.config['PackageType']}, which Lambda does not "
+                f"change to {kind}: destroy the deployment first, or give this one another name"
+            )
         if self._step(spec, found):
             found = self._observe(spec.name)
         return found.status()
@@ -117,7 +122,7 @@ class LambdaPlatform:
         self._lambda.create_function(
             **self._configuration(spec, role, attempt=1),
             Code=self._code(spec),
-            PackageType="Image" if self._settings.image_uri else "Zip",
+            PackageType=self._package_type,
             Architectures=[spec.architecture],
             Tags=tags,
             Publish=True,
@@ -129,6 +134,8 @@ class LambdaPlatform:
         wanted = self._configuration(spec, role, attempt=attempt)
         if "VpcConfig" not in wanted and (found.config.get("VpcConfig") or {}).get("SubnetIds"):
             wanted["VpcConfig"] = {"SubnetIds": [], "SecurityGroupIds": []}
+        if "KMSKeyArn" not in wanted and found.config.get("KMSKeyArn"):
+            wanted["KMSKeyArn"] = ""
         if "SnapStart" not in wanted and (found.config.get("SnapStart") or {}).get("ApplyOn", "None") != "None":
             wanted["SnapStart"] = {"ApplyOn": "None"}
         self._lambda.update_function_configuration(**wanted)
@@ -151,6 +158,10 @@ class LambdaPlatform:
             FunctionName=function_name(spec.name), ReservedConcurrentExecutions=found.unbounded
         )
         return True
+
+    @property
+    def _package_type(self) -> str:
+        return "Image" if self._settings.image_uri else "Zip"
 
     def _code(self, spec: FunctionSpec) -> dict[str, str]:
         if self._settings.image_uri:
@@ -175,6 +186,8 @@ class LambdaPlatform:
             wanted["VpcConfig"] = {
                 "SubnetIds": list(settings.subnet_ids), "SecurityGroupIds": list(settings.security_group_ids),
             }  # fmt: skip
+        if settings.environment_key_arn:
+            wanted["KMSKeyArn"] = settings.environment_key_arn
         if settings.snapstart:
             wanted["SnapStart"] = {"ApplyOn": "PublishedVersions"}
         return wanted

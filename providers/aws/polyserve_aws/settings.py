@@ -24,6 +24,7 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         snapstart: Whether instances start from a snapshot of one that has loaded its model; Python 3.12 and later.
         image_uri: An image in ECR, by digest, that functions run instead of the bundle's archive; it has to hold the same bundle.
         kms_key_id: Key of objects in S3; those of S3 itself where it is empty.
+        environment_key_arn: Key of KMS that encrypts functions' environment variables and snapshots; Lambda's own where it is empty.
         log_retention_days: Days that logs are kept; for ever if 0.
         fast_transfers: Whether objects' contents go through obstore where it is installed; otherwise through boto3.
     """
@@ -41,6 +42,7 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     snapstart: bool = False
     image_uri: Annotated[str, msgspec.Meta(pattern=r"^([^\s@]+@sha256:[0-9a-f]{64})?$")] = ""
     kms_key_id: str = ""
+    environment_key_arn: Annotated[str, msgspec.Meta(pattern=r"^(arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/.+)?$")] = ""
     # What CloudWatch takes: PutRetentionPolicy in its API reference, 2026-11.
     log_retention_days: Literal[0, 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 3653] = 30
     fast_transfers: bool = True

@@ -65,11 +65,14 @@ def spec_of(provider, bucket):
     return desired.spec(1)
 
 
-WAYS = [{}, {"invoke": "api"}, {"public": True}, {"invoke": "http-api"}]
+NETWORK = {"subnet_ids": ("subnet-1",), "security_group_ids": ("sg-1",)}
+WAYS = [{}, {"invoke": "api", **NETWORK}, {"public": True}, {"invoke": "http-api", "environment_key_arn": "a key"}]
 
 
-@pytest.mark.parametrize("more", WAYS, ids=["url", "api", "public", "http-api"])
+@pytest.mark.parametrize("more", WAYS, ids=["url", "api, in subnets", "public", "http-api, with a key"])
 def test_the_printed_policy_is_enough_for_the_whole_life_of_a_deployment(aws, user, more):
+    if "environment_key_arn" in more:
+        more = more | {"environment_key_arn": aws.client("kms").create_key()["KeyMetadata"]["Arn"]}
     bucket = "contract-of-the-deployer"
     settings = AwsSettings(**aws.options, **more)
     policy = deployer_policy(spec_of(aws.provider(), bucket), settings, region=settings.region)

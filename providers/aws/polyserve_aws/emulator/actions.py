@@ -73,6 +73,8 @@ def needs(call: Call, service: str, region: str) -> list[Need]:
         return _s3(call)
     if service in {"iam", "sts", "monitoring"}:
         return _query(call, service)
+    if service == "kms":
+        return _keys(call, region)
     if service in {"ecr", "logs"}:
         return _target(call, service, region)
     if service == "apigateway":
@@ -82,7 +84,7 @@ def needs(call: Call, service: str, region: str) -> list[Need]:
             # Tagged in the caller's name: https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/997
             found += [Need("apigateway:TagResource", (base + path,)), Need("apigateway:POST", (f"{base}/tags/",))]
         return found
-    message = f"The emulator has no {service!r}: it has apigateway, ecr, iam, lambda, logs, s3 and sts."
+    message = f"The emulator has no {service!r}: it has apigateway, ecr, iam, kms, lambda, logs, s3 and sts."
     raise ServiceError(501, "NotImplemented", message)
 
 
@@ -148,6 +150,14 @@ def _query(call: Call, service: str) -> list[Need]:
     elif "PolicyName" in form:
         resource = f"arn:aws:iam::{ACCOUNT}:policy{form.get('Path', '/')}{form['PolicyName']}"
     return [Need(f"{service}:{action}", (resource,))]
+
+
+def _keys(call: Call, region: str) -> list[Need]:
+    action = f"kms:{call.headers.get('X-Amz-Target', '').rpartition('.')[2]}"
+    key = str(call.json.get("KeyId") or "*")
+    if key == "*" or key.startswith("arn:"):
+        return [Need(action, (key,))]
+    return [Need(action, (f"arn:aws:kms:{region}:{ACCOUNT}:{'' if key.startswith('alias/') else 'key/'}{key}",))]
 
 
 def _target(call: Call, service: str, region: str) -> list[Need]:

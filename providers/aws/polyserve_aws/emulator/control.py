@@ -21,6 +21,7 @@ from polyserve_aws.emulator.identities import ACCOUNT, Identities
 from polyserve_aws.emulator.releases import Code, Release, Settings
 from polyserve_aws.emulator.services import read_object
 from polyserve_aws.emulator.strictness import check_name, check_settings, read_settings
+from polyserve_aws.emulator.surroundings import check_surroundings, shown_to
 from polyserve_aws.emulator.uploads import Uploads
 
 LOCATION_LIFE_S = 600
@@ -81,6 +82,7 @@ class Control:
         if self._functions.has(ask.region, name):
             raise conflict(f"Function already exist: {name}")
         self._identities.check_role(settings.role)
+        check_surroundings(ask, settings, None, self._identities)
         if body.get("Tags"):
             ask.permit("lambda:TagResource", f"arn:aws:lambda:{ask.region}:{ACCOUNT}:function:{name}")
         code = await self._take_code(ask, dict(body.get("Code") or {}), settings, "CreateFunction")
@@ -107,10 +109,8 @@ class Control:
             shown = {"RepositoryType": "S3", "Location": f"{self._own_url()}/_code/{token}"}
         else:
             shown = {"RepositoryType": "ECR", "ImageUri": code.image_uri, "ResolvedImageUri": code.resolved_uri}
-        found: dict[str, Any] = {
-            "Configuration": configuration(function, version, qualifier=reference.qualifier),
-            "Code": shown,
-        }
+        described = configuration(function, version, qualifier=reference.qualifier)
+        found: dict[str, Any] = {"Configuration": shown_to(ask, version.release.settings, described), "Code": shown}
         # "Lambda returns tag data only if you have explicit allow permissions for lambda:ListTags": GetFunction in its API reference.
         if function.tags and ask.access.may(ask.principal, "lambda:ListTags", function.arn()):
             found["Tags"] = function.tags
@@ -123,7 +123,8 @@ class Control:
         reference = ask.reference(self._functions)
         function = self._functions.find(reference)
         version = self._exact(function, reference.qualifier)
-        return json_answer(200, configuration(function, version, qualifier=reference.qualifier))
+        described = configuration(function, version, qualifier=reference.qualifier)
+        return json_answer(200, shown_to(ask, version.release.settings, described))
 
     async def update_code(self, ask: Ask) -> Answer:
         """Give a function other code."""
@@ -156,6 +157,7 @@ class Control:
         if "Role" in ask.body:
             ask.permit("iam:PassRole", settings.role, {"iam:passedtoservice": "lambda.amazonaws.com"})
             self._identities.check_role(settings.role)
+        check_surroundings(ask, settings, latest.release.settings, self._identities)
         self._change(latest, replace(latest.release, settings=settings))
         return json_answer(200, configuration(function, latest))
 

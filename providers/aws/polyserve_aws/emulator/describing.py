@@ -44,6 +44,8 @@ def configuration(function: Function, version: Version, *, qualifier: str = "") 
         }
     if settings.environment:
         found["Environment"] = {"Variables": dict(settings.environment)}
+    if settings.key:
+        found["KMSKeyArn"] = settings.key
     if settings.vpc:
         found["VpcConfig"] = {
             "SubnetIds": [],

@@ -59,6 +59,7 @@ class Environment:
         root: Working directory of the process.
         stream: Name of its log stream.
         ended: Called once it is no more.
+        credentials: Those of the execution role, where they are not among the variables but to be asked for.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Environment:
         root: Path,
         stream: str,
         ended: Callable[[], None],
+        credentials: Mapping[str, str] | None = None,
     ) -> None:
         self.release = release
         self._ended = ended
@@ -80,7 +82,7 @@ class Environment:
         self.provisioned = False
         self.peak_bytes = 0
         self._command, self._variables, self._scratch, self._root = list(command), dict(variables), scratch, root
-        self._api = runtime_api.RuntimeApi()
+        self._api = runtime_api.RuntimeApi(credentials)
         self._process: subprocess.Popen[bytes] | None = None
         self._gone: asyncio.Future[int] | None = None
         self._pipe = -1
@@ -108,7 +110,7 @@ class Environment:
         self._pipe, write_end = os.pipe()
         os.set_blocking(self._pipe, False)
         records = os.dup(write_end)
-        variables = {"AWS_LAMBDA_RUNTIME_API": address, "_LAMBDA_TELEMETRY_LOG_FD": str(records)}
+        variables = {**self._api.variables(address), "_LAMBDA_TELEMETRY_LOG_FD": str(records)}
         try:
             # It returns as soon as the program is started; asyncio's own way would need a watcher of this loop's thread.
             self._process = subprocess.Popen(  # noqa: ASYNC220

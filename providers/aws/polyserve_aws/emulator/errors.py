@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 from polyserve.emulation.http import Answer
 
 QUERY_SERVICES = frozenset({"iam", "sts", "monitoring"})
-JSON_SERVICES = frozenset({"ecr", "logs"})
+JSON_SERVICES = frozenset({"ecr", "kms", "logs"})
 
 
 class ServiceError(Exception):

@@ -16,6 +16,7 @@ from polyserve_aws.emulator.asking import Ask
 from polyserve_aws.emulator.errors import ServiceError
 from polyserve_aws.emulator.fleet import Fleet, Outcome
 from polyserve_aws.emulator.functions import Function, Functions, Reference
+from polyserve_aws.emulator.surroundings import check_readable
 
 REQUEST_LIMIT = 6 * 1024 * 1024
 """Largest event of a synchronous invocation, in bytes (Lambda quotas, read 2026-11-20)."""
@@ -91,6 +92,7 @@ class Invoking:
                 "The function is currently in the following state: Pending"
             )
             raise ServiceError(409, "ResourceConflictException", message)
+        check_readable(version.serving.settings)
         return await self._fleet.invoke(
             version.serving, payload, function.arn(qualifier), reserved=function.reserved, client_context=client_context
         )

@@ -49,6 +49,7 @@ class Settings:
         snap_start: `None` or `PublishedVersions`.
         tracing: `PassThrough` or `Active`.
         vpc: VpcConfig as it was given.
+        key: ARN of the customer's key that encrypts the variables; empty for Lambda's own.
         logging: LoggingConfig as it was given.
         image_config: ImageConfig as it was given.
     """
@@ -66,6 +67,7 @@ class Settings:
     snap_start: str = "None"
     tracing: str = "PassThrough"
     vpc: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
     logging: Mapping[str, Any] = field(default_factory=dict)
     image_config: Mapping[str, Any] = field(default_factory=dict)
 

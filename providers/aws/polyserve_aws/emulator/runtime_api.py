@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -21,6 +23,7 @@ RESPONSE_LIMIT = 6 * 1024 * 1024 + 100
 _RESULT = re.compile(r"/2018-06-01/runtime/invocation/([^/]+)/(response|error)")
 # aiohttp takes no patience at all for endless patience.
 _PATIENCE_S = 0.05
+_CREDENTIALS = "/2021-04-23/credentials"
 _ACCEPTED = b'{"status":"OK"}'
 
 
@@ -51,12 +54,16 @@ def error_payload(kind: str, message: str) -> bytes:
 class RuntimeApi:
     """Serves one runtime client.
 
+    Args:
+        credentials: Those of the execution role, for environments that have to ask for them: a snapshot must not hold any.
+
     Attributes:
         ready: Set once the runtime has asked for an event.
         init_error: What the runtime reported instead of getting ready, as JSON.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Mapping[str, str] | None = None) -> None:
+        self._credentials, self._token = credentials, secrets.token_urlsafe(24)
         self.ready = asyncio.Event()
         self.init_error: bytes | None = None
         self._server: asyncio.Server | None = None
@@ -69,6 +76,14 @@ class RuntimeApi:
         self._server = await asyncio.get_running_loop().create_server(self._web, "127.0.0.1", 0)
         port: int = self._server.sockets[0].getsockname()[1]
         return f"127.0.0.1:{port}"
+
+    def variables(self, address: str) -> dict[str, str]:
+        """Return the environment variables that say where the API, and the credentials, are to be had."""
+        found = {"AWS_LAMBDA_RUNTIME_API": address}
+        if self._credentials is not None:
+            found["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{address}{_CREDENTIALS}"
+            found["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = self._token
+        return found
 
     async def close(self) -> None:
         """Stop listening and drop the connection."""
@@ -88,6 +103,9 @@ class RuntimeApi:
         if request.method == "GET":
             if path == "/2018-06-01/runtime/invocation/next":
                 return await self._next()
+            if path == _CREDENTIALS and self._credentials is not None:
+                known = secrets.compare_digest(request.headers.get("Authorization", ""), self._token)
+                return web.json_response(dict(self._credentials) if known else None, status=200 if known else 403)
             # A snapshot is never taken here: the hooks before and after it run one after the other.
             return web.Response(status=200 if path == "/2018-06-01/runtime/restore/next" else 404)
         body = await request.content.read()

@@ -1,4 +1,4 @@
-"""moto's part: S3, IAM, STS, ECR, CloudWatch Logs and the control plane of API Gateway, behind plain functions.
+"""moto's part: S3, IAM, STS, KMS, ECR, CloudWatch Logs and the control plane of API Gateway, behind plain functions.
 
 moto serves them as one WSGI application. Requests reach it after `access.py` let them through, on worker threads; its
 own checks stay off. The other functions here read what moto keeps, so that no other module but `identities.py` knows
@@ -26,6 +26,7 @@ from moto.core.request import (
     should_preserve_original_header_name,
 )
 from moto.ecr.models import ecr_backends
+from moto.kms.models import kms_backends
 from moto.logs.models import logs_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.s3.exceptions import S3ClientError
@@ -266,6 +267,15 @@ def list_apis() -> list[tuple[str, str]]:
     ]
 
 
+def state_of_key(arn: str) -> str:
+    """Return the state of a key of KMS, such as `Enabled`; empty where there is none."""
+    _, _, service, region, account, name = (arn.split(":", 5) + [""] * 6)[:6]
+    if service != "kms" or account != ACCOUNT:
+        return ""
+    found = kms_backends[ACCOUNT][region].keys.get(name.removeprefix("key/"))
+    return "" if found is None else str(found.key_state)
+
+
 def repositories(region: str) -> dict[str, Any]:
     """Return moto's records of the image repositories of a region, by name."""
     found: dict[str, Any] = ecr_backends[ACCOUNT][region].repositories
@@ -310,5 +320,6 @@ def reset() -> None:
     from moto.iam.models import iam_backends
     from moto.sts.models import sts_backends
 
-    for backends in (apigatewayv2_backends, ecr_backends, logs_backends, s3_backends, iam_backends, sts_backends):
+    every = (apigatewayv2_backends, ecr_backends, kms_backends, logs_backends, s3_backends, iam_backends, sts_backends)
+    for backends in every:
         backends.reset()

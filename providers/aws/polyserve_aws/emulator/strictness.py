@@ -33,7 +33,7 @@ RESERVED_VARIABLES = frozenset({
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 ABSENT = {
     "CapacityProviderConfig": "managed instances", "CodeSigningConfigArn": "code signing", "DeadLetterConfig": "dead-letter queues",
-    "DurableConfig": "durable functions", "FileSystemConfigs": "file systems", "KMSKeyArn": "customer keys",
+    "DurableConfig": "durable functions", "FileSystemConfigs": "file systems",
     "Layers": "layers",
     "TenancyConfig": "tenant isolation", "AcceleratorConfig": "accelerators",
 }  # fmt: skip
@@ -76,7 +76,7 @@ def read_settings(body: Mapping[str, Any], before: Settings | None = None) -> Se
     changes: dict[str, Any] = {}
     plain = {
         "Role": "role", "Handler": "handler", "Runtime": "runtime", "Timeout": "timeout", "MemorySize": "memory",
-        "Description": "description",
+        "Description": "description", "KMSKeyArn": "key",
     }  # fmt: skip
     changes |= {field: body[name] for name, field in plain.items() if name in body}
     if "Environment" in body:
