@@ -7,15 +7,19 @@ it got. Conditions are decided by the service, for a large object when its last 
 from __future__ import annotations
 
 import base64
+import html
 import io
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from urllib.parse import quote
 
-from polyserve.driver import ErrorCode, ObjectMeta, Page, PutAttributes
-from polyserve_gcp.errors import AppError, PreconditionError
+from polyserve.driver import ObjectMeta, Page, PutAttributes
+from polyserve_gcp.errors import PreconditionError
 from polyserve_gcp.keys import decode_key, encode_key, is_plain, search_prefix
 from polyserve_gcp.storage import CALL, Buckets
 
@@ -33,8 +37,6 @@ PIECE_BYTES = 16 << 20
 LISTED = "items(name,size,updated,contentType,metadata,generation),prefixes,nextPageToken"
 CARRIED = ("cache_control", "content_disposition", "content_encoding", "content_language", "content_type", "metadata")
 """What a copy takes along."""
-CHANGES = 5
-"""How often an object may change between being looked at and being read."""
 
 _AFTER = "\U0010ffff"
 """Sorts after everything that may follow a common prefix."""
@@ -76,41 +78,22 @@ class GcsStore:
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> tuple[ObjectMeta, BinaryIO]:
         """Open an object. What is read is one version of it, whatever is written meanwhile."""
-        from google.api_core.exceptions import PreconditionFailed
-
-        name = encode_key(key)
-        for _ in range(CHANGES):
-            meta = self.head(key)
-            if offset >= meta.size or length == 0:
-                return meta, io.BytesIO()
-            try:
-                return meta, self._open(name, meta, offset, length)
-            except PreconditionFailed:
-                # Written again after it was looked at.
-                continue
-        raise AppError(ErrorCode.UNAVAILABLE, f"object {key!r} changes faster than it can be read")
-
-    def _open(self, name: str, meta: ObjectMeta, offset: int, length: int | None) -> BinaryIO:
-        from google.api_core.exceptions import from_http_response
-
-        client = self._buckets.client
-        url = f"{client.api_endpoint}/download/storage/v1/b/{quote(self._name, safe='')}/o/{quote(name, safe='')}"
+        if length == 0:
+            return self.head(key), io.BytesIO()
+        # The XML API tells the metadata with the content; the SDK would ask for it before, and another version could come between.
+        url = f"{self._buckets.client.api_endpoint}/{self._name}/{quote(encode_key(key), safe='/~')}"
         # As it is stored: without this, what was stored compressed would come unpacked.
         headers = {"accept-encoding": "gzip"}
         if offset or length is not None:
-            end = "" if length is None else min(offset + length, meta.size) - 1
-            headers["range"] = f"bytes={offset}-{end}"
-        answer = self._buckets.session.get(
-            url,
-            params={"alt": "media", "ifGenerationMatch": meta.version},
-            headers=headers,
-            stream=True,
-            timeout=CALL["timeout"],
-        )
+            headers["range"] = f"bytes={offset}-{'' if length is None else offset + length - 1}"
+        answer = self._buckets.session.get(url, headers=headers, stream=True, timeout=CALL["timeout"])
         if answer.status_code >= 400:
             with answer:
-                raise from_http_response(answer)
-        return cast("BinaryIO", Content(answer))
+                if answer.status_code != 416:
+                    raise _refused(answer)
+            # An offset at or past the end, or any offset of an empty object.
+            return self.head(key), io.BytesIO()
+        return _told(key, answer.headers), cast("BinaryIO", Content(answer))
 
     def head(self, key: str) -> ObjectMeta:
         """Describe an object."""
@@ -280,7 +263,7 @@ def _read(body: BinaryIO, size: int) -> bytes:
 @contextmanager
 def _in_few_words() -> Iterator[None]:
     """Say of an upload's error what the service said; not the address of a resumable upload: whoever has it can write the object."""
-    from google.api_core.exceptions import GoogleAPICallError, from_http_status
+    from google.api_core.exceptions import GoogleAPICallError
     from requests.exceptions import RequestException
 
     raised: Exception
@@ -290,17 +273,29 @@ def _in_few_words() -> Iterator[None]:
     except GoogleAPICallError as error:
         if error.response is None:
             raise
-        raised = from_http_status(int(error.code or 500), _words(error.response), response=error.response)
+        raised = _refused(error.response)
     except RequestException as error:
         raised = type(error)("the connection was lost while the object went up")
     raise raised from None
 
 
+def _refused(answer: Any) -> Exception:
+    """Return the SDK's error that an answer is, in the service's own words."""
+    from google.api_core.exceptions import from_http_status
+
+    raised: Exception = from_http_status(answer.status_code, _words(answer), response=answer)
+    return raised
+
+
 def _words(answer: Any) -> str:
+    text = str(answer.text)
+    if text.lstrip().startswith("<"):
+        found = re.findall(r"<(?:Message|Details)>([^<]*)<", text)
+        return html.unescape(" ".join(found)) or str(answer.reason)
     try:
-        return str(answer.json()["error"]["message"])
+        return str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return str(answer.text)[:200]
+        return text[:200] or str(answer.reason)
 
 
 def _condition(key: str, attrs: PutAttributes) -> dict[str, int]:
@@ -322,4 +317,21 @@ def _meta(key: str, blob: Blob) -> ObjectMeta:
         content_type=blob.content_type or "application/octet-stream",
         metadata=dict(blob.metadata or {}),
         version=str(blob.generation),
+    )
+
+
+def _told(key: str, headers: Mapping[str, str]) -> ObjectMeta:
+    """Return what an answer of the XML API tells of its object."""
+    begin = "x-goog-meta-"
+    metadata = {
+        name.lower().removeprefix(begin): value for name, value in headers.items() if name.lower().startswith(begin)
+    }
+    return ObjectMeta(
+        key=key,
+        # Of the whole object, whatever part of it comes.
+        size=int(headers["x-goog-stored-content-length"]),
+        modified_at=parsedate_to_datetime(headers["last-modified"]),
+        content_type=headers.get("content-type", "application/octet-stream"),
+        metadata=metadata,
+        version=headers["x-goog-generation"],
     )

@@ -51,6 +51,9 @@ class Buckets:
                 given = self._settings.endpoints.get(HOST)
                 options = {"api_endpoint": given.rstrip("/")} if given else None
                 client = Client(self._credentials.project, native, _http=session, client_options=options)
+                # Since 3.17 another thread asks for each bucket, for traces that nobody has to have turned on: another permission,
+                # and calls that outlive ours. There is no switch but a variable of the whole process.
+                client._bucket_metadata_cache = None
                 self._opened = client, session
             return self._opened
 

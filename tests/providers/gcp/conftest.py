@@ -100,7 +100,8 @@ class Google:
                 self.send_header("metadata-flavor", "Google")
                 for name, value in {"content-type": "application/json", **extra}.items():
                     self.send_header(name, value)
-                self.send_header("content-length", str(len(content)))
+                if "content-length" not in extra:
+                    self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
 
