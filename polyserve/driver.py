@@ -423,12 +423,16 @@ class FunctionStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEvent:
-    """One line that a function wrote. `revision` and `instance` are empty or zero where the platform does not tell."""
+    """One line that a function wrote. `revision` and `instance` are empty or zero where the platform does not tell.
+
+    `platform` says that the platform wrote it itself, of its own accounts, and that nothing went wrong there.
+    """
 
     at: datetime
     message: str
     revision: int = 0
     instance: str = ""
+    platform: bool = False
 
 
 class FunctionPlatform(Protocol):

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 )
 @options.since
 @click.option("--requests/--no-requests", default=True, show_default=True, help="The line of every request, too.")
+@click.option(
+    "--platform/--no-platform",
+    default=False,
+    show_default=True,
+    help="What the platform notes of its own accounts, too.",
+)
 @options.where
 @options.json_output
 def command(
@@ -29,6 +35,7 @@ def command(
     follow: bool,
     since: datetime | None,
     requests: bool,
+    platform: bool,
     where: options.Where,
     as_json: bool,
 ) -> None:
@@ -44,6 +51,8 @@ def command(
     with api.connect(name, **where) as deployment:
         try:
             for event in deployment.logs(since=since, follow=follow):
+                if event.platform and not platform:
+                    continue
                 line = request_line(event.message)
                 if not requests and line is not None and line["event"] == "request":
                     continue

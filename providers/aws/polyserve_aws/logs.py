@@ -19,6 +19,16 @@ __all__ = ["Logs"]
 # A stream is named `2026/11/21/[3]0123...`: day, version, environment.
 _STREAM = re.compile(r".*\[([^\]]+)\]([0-9a-f]+)$")
 
+# What Lambda notes itself: "Log formats for Lambda managed runtimes" in its developer guide, 2026-11. A report of a failure has a
+# status, and may be the only line that says why.
+_PLATFORM = re.compile(
+    r"((START|END) RequestId: .*"
+    r"|(REPORT|RESTORE_REPORT|INIT_REPORT) (?!.*\bStatus: (?!success)).*"
+    r"|(INIT_START|RESTORE_START) .*"
+    r"|EXTENSION\tName: .*)",
+    re.DOTALL,
+)
+
 
 class Logs:
     """Log groups of functions.
@@ -86,6 +96,7 @@ def _event(found: Mapping[str, Any], versions: Mapping[str, int]) -> LogEvent:
         message=message,
         revision=versions.get(stream[1], 0) if stream else 0,
         instance=stream[2][:12] if stream else "",
+        platform=_PLATFORM.fullmatch(message) is not None,
     )
 
 

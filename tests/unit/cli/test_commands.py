@@ -418,6 +418,15 @@ def test_logs_as_json_are_one_object_a_line(run, deployment):
     assert second == {"at": "2026-11-21T12:00:00Z", "revision": None, "instance": None, "message": "text"}
 
 
+def test_logs_leave_out_what_the_platform_notes_unless_that_is_asked_for(run, deployment):
+    printed = replace(request_event(), message="hello")
+    deployment.events = [replace(printed, message="REPORT RequestId: 1", platform=True), printed]
+
+    assert [line.split("  ", 1)[1] for line in run("logs", "iris").stdout.splitlines()] == ["r1  hello"]
+    assert len(run("logs", "iris", "--platform").stdout.splitlines()) == 2
+    assert len(run("logs", "iris", "--json").stdout.splitlines()) == 1
+
+
 def test_logs_can_leave_the_requests_out(run, deployment):
     deployment.events = [request_event(), replace(request_event(), message="text")]
 
