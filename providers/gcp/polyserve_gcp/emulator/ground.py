@@ -12,8 +12,11 @@ from typing import Any
 from polyserve.emulation.http import Answer, Call, Handler, Listener
 from polyserve_gcp.emulator.access import Access
 from polyserve_gcp.emulator.errors import ServiceError, format_error
+from polyserve_gcp.emulator.iam import Iam
+from polyserve_gcp.emulator.iamcredentials import IamCredentials
 from polyserve_gcp.emulator.identities import Identities, Principal
 from polyserve_gcp.emulator.metadata import Metadata
+from polyserve_gcp.emulator.projects import Projects, Usage
 from polyserve_gcp.emulator.storage import Storage
 from polyserve_gcp.emulator.tokens import Tokens
 
@@ -62,6 +65,8 @@ class Ground:
                 await self.serve("oauth2.googleapis.com", Tokens(self.identities).answer) + "/token"
             )
             self.storage.url = await self.serve("storage.googleapis.com", self.storage.answer)
+            for service, handler in self._apis().items():
+                await self.serve(service, handler)
             # Keys take long to make, and the first call should not.
             content = await asyncio.to_thread(self.identities.add_key, self.deployer)
             await asyncio.to_thread(lambda: self.identities.signer)
@@ -69,6 +74,13 @@ class Ground:
             await self.close()
             raise
         self.write_key_file("deployer.json", content)
+
+    def _apis(self) -> dict[str, Handler]:
+        access = self.access
+        return {
+            "iam.googleapis.com": Iam(access).answer, "iamcredentials.googleapis.com": IamCredentials(access).answer,
+            "cloudresourcemanager.googleapis.com": Projects(access).answer, "serviceusage.googleapis.com": Usage(access).answer,
+        }  # fmt: skip
 
     async def serve(self, service: str, handler: Handler, port: int = 0) -> str:
         """Serve one more API; returns its address, which is in `endpoints` from now on.

@@ -20,6 +20,7 @@ ISSUER = "https://accounts.google.com"
 LIFETIME_S = 3600.0
 """How long a token is good, in seconds: Google's own default, and its most for what is not asked for specially."""
 CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
+IAM = "https://www.googleapis.com/auth/iam"
 SKEW_S = 10.0
 """How far clocks may be apart, in seconds."""
 
@@ -265,11 +266,17 @@ class Identities:
         Returns:
             The key's identifier, and the signature.
         """
-        own = next((key for key in account.keys.values() if not key.user_managed), None)
-        if own is None:
-            own = make_key(user_managed=False)
-            account.keys[own.identifier] = own
+        own = self._own_key(account)
         return own.identifier, own.sign(data)
+
+    def sign_token(self, account: Principal, claims: dict[str, Any]) -> tuple[str, str]:
+        """Sign a token with the key of a service account that Google alone has.
+
+        Returns:
+            The key's identifier, and the token.
+        """
+        own = self._own_key(account)
+        return own.identifier, own.sign_token(claims)
 
     def verify(self, email: str, signature: bytes, data: bytes) -> Principal | None:
         """Return the service account that has signed bytes; `None` where it has not."""
@@ -284,6 +291,13 @@ class Identities:
 
     def _add(self, made: Principal) -> Principal:
         return self._all.setdefault(made.email, made)
+
+    def _own_key(self, account: Principal) -> Key:
+        own = next((key for key in account.keys.values() if not key.user_managed), None)
+        if own is None:
+            own = make_key(user_managed=False)
+            account.keys[own.identifier] = own
+        return own
 
     def _is_here(self, principal: Principal) -> bool:
         return self._all.get(principal.email) is principal and not principal.disabled

