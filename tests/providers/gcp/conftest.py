@@ -1,13 +1,15 @@
-"""A Google that answers as it is told and remembers what it was asked, for what no emulator does: to fail, to dawdle, to be brief."""
+"""Two Googles: the emulator's, and one that answers as it is told, for what no emulator does: to fail, to dawdle, to be brief."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +18,14 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from google.cloud import storage as sdk
+from google.oauth2.credentials import Credentials as Token
 
+from polyserve_gcp.credentials import Credentials
+from polyserve_gcp.emulator.ground import Ground
+from polyserve_gcp.gcs import GcsStore
 from polyserve_gcp.settings import GcpSettings
+from polyserve_gcp.storage import Buckets
 
 PROJECT = "polyserve-tests"
 ACCOUNT = f"deployer@{PROJECT}.iam.gserviceaccount.com"
@@ -229,5 +237,79 @@ def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Google]:
     directory = tmp_path / "credentials"
     directory.mkdir()
     found = Google(directory)
+    yield found
+    found.close()
+
+
+class Cloud:
+    """Cloud Storage as the emulator has it, in a thread of its own, with Google's client beside the driver."""
+
+    def __init__(self, directory: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.ground = Ground(directory)
+        self._run(self.ground.open())
+        self.settings = GcpSettings(**self.ground.options)
+        self.credentials = Credentials(self.settings)
+        self.buckets = Buckets(self.settings, self.credentials)
+        self._numbers = itertools.count(1)
+        # A token, and not its key: with one Google's own credentials ask an API of Google's about boundaries, wherever they are used.
+        token = Token(self.ground.identities.issue_access_token(self.ground.deployer))
+        self.url = self.settings.address("storage.googleapis.com")
+        self.raw = sdk.Client(self.settings.project, token, client_options={"api_endpoint": self.url})
+        # What it asks in the background would go on after the emulator's end.
+        self.raw._bucket_metadata_cache = None
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def name(self) -> str:
+        return f"polyserve-gcs-{next(self._numbers)}"
+
+    def store(self, bucket: str) -> GcsStore:
+        return GcsStore(self.buckets, self.settings, bucket)
+
+    def account(self, *roles: str) -> Any:
+        """Make a service account with these roles on the project."""
+        made = self.ground.identities.add_service_account(f"somebody-{next(self._numbers)}")
+        for role in roles:
+            self.ground.access.grant(role, made.member)
+        return made
+
+    def person(self, *roles: str) -> Any:
+        """Make a person with these roles on the project."""
+        made = self.ground.identities.add_person(f"somebody-{next(self._numbers)}@example.com")
+        for role in roles:
+            self.ground.access.grant(role, made.member)
+        return made
+
+    def settings_of(self, somebody: Any, **changed: Any) -> GcpSettings:
+        """Return the settings with which somebody calls."""
+        identities = self.ground.identities
+        content = identities.add_refresh_token(somebody) if somebody.person else identities.add_key(somebody)
+        file = self.ground.write_key_file(f"{somebody.email}-{next(self._numbers)}.json", content)
+        return GcpSettings(**{**self.ground.options, "credentials_file": str(file), **changed})
+
+    def settings_on_machine_of(self, account: Any) -> GcpSettings:
+        """Return the settings with which what runs as a service account calls."""
+        server = self._run(self.ground.metadata.address(account.email))
+        endpoints = {**self.ground.options["endpoints"], "metadata.google.internal": f"http://{server}"}
+        return GcpSettings(endpoints=endpoints)
+
+    def close(self) -> None:
+        self.buckets.close()
+        self.credentials.close()
+        self.raw.close()
+        self._run(self.ground.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Give Cloud Storage and identities as the emulator has them."""
+    found = Cloud(tmp_path_factory.mktemp("cloud"))
     yield found
     found.close()

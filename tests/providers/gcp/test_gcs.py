@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import io
-import itertools
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from google.api_core.exceptions import Forbidden, PreconditionFailed
-from google.cloud import storage as sdk
-from google.oauth2.credentials import Credentials as Token
 
 from polyserve.driver import ErrorCode, PutAttributes
 from polyserve_gcp.credentials import Credentials
-from polyserve_gcp.emulator.ground import Ground
 from polyserve_gcp.errors import BucketNotEmptyError, PreconditionError, classify
 from polyserve_gcp.gcs import PIECE_BYTES, SMALL_BYTES, GcsStore
-from polyserve_gcp.settings import GcpSettings
 from polyserve_gcp.storage import Buckets
 
 MIB = 1 << 20
@@ -32,63 +24,8 @@ LARGE = bytes(range(251)) * (20 * MIB // 251) + b"tail"
 OTHER_METADATA = ("cache_control", "content_disposition", "content_encoding", "content_language")
 
 
-class Cloud:
-    """Cloud Storage as the emulator has it, in a thread of its own, with Google's client beside the driver."""
-
-    def __init__(self, directory: Path) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.ground = Ground(directory)
-        self._run(self.ground.open())
-        self.settings = GcpSettings(**self.ground.options)
-        self.credentials = Credentials(self.settings)
-        self.buckets = Buckets(self.settings, self.credentials)
-        self._numbers = itertools.count(1)
-        self._directory = directory
-        # A token, and not its key: with one Google's own credentials ask an API of Google's about boundaries, wherever they are used.
-        token = Token(self.ground.identities.issue_access_token(self.ground.deployer))
-        self.url = self.settings.address("storage.googleapis.com")
-        self.raw = sdk.Client(self.settings.project, token, client_options={"api_endpoint": self.url})
-        # What it asks in the background would go on after the emulator's end.
-        self.raw._bucket_metadata_cache = None
-
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
-
-    def name(self) -> str:
-        return f"polyserve-gcs-{next(self._numbers)}"
-
-    def store(self, bucket: str, **changed: Any) -> GcsStore:
-        return GcsStore(self.buckets, GcpSettings(**{**self.ground.options, **changed}), bucket)
-
-    def somebody(self, *roles: str) -> GcpSettings:
-        """Return the settings of a service account with these roles."""
-        made = self.ground.identities.add_service_account(f"somebody-{next(self._numbers)}")
-        for role in roles:
-            self.ground.access.grant(role, made.member)
-        file = self.ground.write_key_file(f"{made.email}.json", self.ground.identities.add_key(made))
-        return GcpSettings(**{**self.ground.options, "credentials_file": str(file)})
-
-    def close(self) -> None:
-        self.buckets.close()
-        self.credentials.close()
-        self.raw.close()
-        self._run(self.ground.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    found = Cloud(tmp_path_factory.mktemp("cloud"))
-    yield found
-    found.close()
-
-
 @pytest.fixture
-def bucket(cloud: Cloud) -> Iterator[str]:
+def bucket(cloud: Any) -> Iterator[str]:
     """Give an empty bucket."""
     name = cloud.name()
     cloud.raw.create_bucket(name)
@@ -99,7 +36,7 @@ def bucket(cloud: Cloud) -> Iterator[str]:
 
 
 @pytest.fixture
-def store(cloud: Cloud, bucket: str) -> GcsStore:
+def store(cloud: Any, bucket: str) -> GcsStore:
     return cloud.store(bucket)
 
 
@@ -122,7 +59,7 @@ class _Pipe:
     [SMALL_BYTES - 1, SMALL_BYTES, PIECE_BYTES, len(LARGE)],
     ids=["one request", "one piece", "an empty last piece", "two pieces"],
 )
-def test_an_object_of_any_size_goes_up_whole(cloud: Cloud, bucket: str, store: GcsStore, kind: Any, size: int) -> None:
+def test_an_object_of_any_size_goes_up_whole(cloud: Any, bucket: str, store: GcsStore, kind: Any, size: int) -> None:
     attrs = PutAttributes(content_type="image/png", metadata={"a": "b"})
 
     meta = store.put("large/é", kind(LARGE[:size]), attrs=attrs)
@@ -133,7 +70,7 @@ def test_an_object_of_any_size_goes_up_whole(cloud: Cloud, bucket: str, store: G
     assert (meta.size, meta.version, meta.modified_at) == (size, str(blob.generation), blob.updated)
 
 
-def test_conditions_of_a_large_object_are_decided_by_the_service(cloud: Cloud, bucket: str, store: GcsStore) -> None:
+def test_conditions_of_a_large_object_are_decided_by_the_service(cloud: Any, bucket: str, store: GcsStore) -> None:
     first = store.put("k", io.BytesIO(LARGE), attrs=PutAttributes(if_absent=True))
     second = store.put("k", io.BytesIO(LARGE[1:]), attrs=PutAttributes(if_match=first.version))
 
@@ -145,7 +82,7 @@ def test_conditions_of_a_large_object_are_decided_by_the_service(cloud: Cloud, b
 
 
 @pytest.mark.parametrize("version", ["", "0", "etag", "-1", "1.5", "²"])
-def test_what_is_no_generation_matches_nothing(cloud: Cloud, bucket: str, store: GcsStore, version: str) -> None:
+def test_what_is_no_generation_matches_nothing(cloud: Any, bucket: str, store: GcsStore, version: str) -> None:
     with pytest.raises(PreconditionError) as raised:
         store.put("k", io.BytesIO(b"x"), attrs=PutAttributes(if_match=version))
 
@@ -153,7 +90,7 @@ def test_what_is_no_generation_matches_nothing(cloud: Cloud, bucket: str, store:
     assert list(cloud.raw.list_blobs(bucket)) == []
 
 
-def test_a_body_that_breaks_off_leaves_no_object(cloud: Cloud, bucket: str, store: GcsStore) -> None:
+def test_a_body_that_breaks_off_leaves_no_object(cloud: Any, bucket: str, store: GcsStore) -> None:
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if self.tell() > PIECE_BYTES:
@@ -177,7 +114,7 @@ def test_what_is_being_read_is_one_version(store: GcsStore) -> None:
     assert meta.version != store.head("k").version
 
 
-def test_an_object_that_is_stored_compressed_comes_as_it_is_stored(cloud: Cloud, bucket: str, store: GcsStore) -> None:
+def test_an_object_that_is_stored_compressed_comes_as_it_is_stored(cloud: Any, bucket: str, store: GcsStore) -> None:
     packed = gzip.compress(b"hello" * 1000)
     blob = cloud.raw.bucket(bucket).blob("k")
     blob.content_encoding = "gzip"
@@ -215,14 +152,14 @@ def test_what_is_told_with_the_content_is_what_is_told_without(store: GcsStore) 
 def test_a_body_that_is_not_read_to_its_end_gives_its_connection_up(store: GcsStore) -> None:
     store.put("k", io.BytesIO(LARGE), attrs=PutAttributes())
 
-    for _ in range(40):
+    for _ in range(3):
         _, body = store.get("k")
         body.read(10)
         body.close()
         assert body.closed
 
 
-def test_a_copy_has_whatever_was_set_by_others(cloud: Cloud, bucket: str, store: GcsStore) -> None:
+def test_a_copy_has_whatever_was_set_by_others(cloud: Any, bucket: str, store: GcsStore) -> None:
     blob = cloud.raw.bucket(bucket).blob("a")
     given = ("no-store", 'attachment; filename="m.zip"', "identity", "en")
     for name, value in zip(OTHER_METADATA, given, strict=True):
@@ -240,7 +177,7 @@ def test_a_copy_has_whatever_was_set_by_others(cloud: Cloud, bucket: str, store:
 # --- buckets ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_bucket_is_made_in_the_region_and_nobody_else_can_read_it(cloud: Cloud) -> None:
+def test_a_bucket_is_made_in_the_region_and_nobody_else_can_read_it(cloud: Any) -> None:
     name = cloud.name()
 
     cloud.buckets.ensure(name)
@@ -254,7 +191,7 @@ def test_a_bucket_is_made_in_the_region_and_nobody_else_can_read_it(cloud: Cloud
     assert cloud.raw.lookup_bucket(name) is None
 
 
-def test_a_bucket_with_older_versions_is_not_empty(cloud: Cloud) -> None:
+def test_a_bucket_with_older_versions_is_not_empty(cloud: Any) -> None:
     made = cloud.raw.bucket(cloud.name())
     made.versioning_enabled = True
     made.create()
@@ -274,9 +211,9 @@ def test_a_bucket_with_older_versions_is_not_empty(cloud: Cloud) -> None:
 # --- who may ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_refusal_names_the_permission(cloud: Cloud, bucket: str, store: GcsStore) -> None:
+def test_a_refusal_names_the_permission(cloud: Any, bucket: str, store: GcsStore) -> None:
     store.put("k", io.BytesIO(b"x"), attrs=PutAttributes())
-    settings = cloud.somebody()
+    settings = cloud.settings_of(cloud.account())
     with closing(Credentials(settings)) as credentials, closing(Buckets(settings, credentials)) as buckets:
         denied = GcsStore(buckets, settings, bucket)
         for verb, permission in (
@@ -311,7 +248,7 @@ def test_a_signed_url_is_for_one_object_whatever_its_key(store: GcsStore, key: s
         assert body.read() == b"new"
 
 
-def test_nothing_but_the_settings_says_where_it_is(cloud: Cloud, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_the_settings_says_where_it_is(cloud: Any, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "of-somebody-else")
     with closing(Buckets(cloud.settings, cloud.credentials)) as buckets:
