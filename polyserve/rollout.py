@@ -259,7 +259,7 @@ class _Rollout:
 
 
 def wait_ready(
-    provider: Provider, spec: FunctionSpec, *, renew: Callable[[], None], within: timedelta = READY_WITHIN
+    provider: Provider, spec: FunctionSpec, *, renew: Callable[[], None], within: timedelta | None = None
 ) -> RevisionStatus:
     """Wait until a revision is ready, looking at it ever less often, and applying it again where its platform asks for that.
 
@@ -267,13 +267,13 @@ def wait_ready(
         provider: The provider.
         spec: The revision, as it was applied.
         renew: Called between two looks, to keep a lease.
-        within: How long to wait at most.
+        within: How long to wait at most; `READY_WITHIN` unless given.
 
     Raises:
         FailedPreconditionError: It failed; the message has the platform's reason.
         DeadlineExceededError: It is not ready in time.
     """
-    begun, name, number = time.monotonic(), spec.name, spec.revision
+    begun, name, number, within = time.monotonic(), spec.name, spec.revision, within or READY_WITHIN
     while True:
         with translating(provider, "describe", name):
             status = provider.functions.describe(name).revision(number)
@@ -304,7 +304,7 @@ def wait_routed(
     weights: Mapping[int, int],
     *,
     renew: Callable[[], None],
-    within: timedelta = READY_WITHIN,
+    within: timedelta | None = None,
 ) -> None:
     """Wait until traffic goes where it was routed, and route it again where its platform asks for that.
 
@@ -315,13 +315,13 @@ def wait_routed(
         name: The function.
         weights: What was routed.
         renew: Called between two looks, to keep a lease.
-        within: How long to wait at most.
+        within: How long to wait at most; `READY_WITHIN` unless given.
 
     Raises:
         FailedPreconditionError: The platform could not do it; the message has its reason.
         DeadlineExceededError: It is not done in time.
     """
-    begun = time.monotonic()
+    begun, within = time.monotonic(), within or READY_WITHIN
     while True:
         with translating(provider, "describe", name):
             function = provider.functions.describe(name)
