@@ -7,6 +7,7 @@ and "Memory limits", read 2026-11-21. The real front is Google's; its own answer
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import secrets
 import time
@@ -27,6 +28,8 @@ MEASURE_S = 0.1
 """How often the memory of an instance that works is looked at."""
 KEEP_ALIVE_S = 1.0
 """How long a connection to an instance is used again: gunicorn closes its own after two seconds."""
+PIECE = 2**20
+"""Largest body that is handed on in one piece."""
 INVOKE = "run.routes.invoke"
 REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
 _HOP = frozenset({
@@ -201,7 +204,7 @@ class Front:
         timeout = aiohttp.ClientTimeout(total=runner.timeout_s)
         try:
             response = await self._client.request(
-                call.method, URL(f"{instance.url}{call.target}", encoded=True), data=call.body or None, headers=_onward(call),
+                call.method, URL(f"{instance.url}{call.target}", encoded=True), data=_body(call.body), headers=_onward(call),
                 timeout=timeout, allow_redirects=False, skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             )  # fmt: skip
             headers = _back(response)
@@ -213,6 +216,7 @@ class Front:
         except TimeoutError:
             return _text(504, "upstream request timeout"), _LATE
         except (aiohttp.ClientError, OSError):
+            await instance.ending()
             if instance.over_memory_mb:
                 limit = instance.recipe.memory_mb
                 return _text(500, "Internal Server Error"), _MEMORY.format(limit, instance.over_memory_mb)
@@ -240,6 +244,11 @@ async def _watch(instance: Instance) -> None:
         await asyncio.sleep(MEASURE_S)
         if await asyncio.to_thread(instance.measure):
             return
+
+
+def _body(body: bytes) -> bytes | io.BytesIO | None:
+    """Return a body as aiohttp takes it: a large one in pieces, so that the loop goes on meanwhile."""
+    return io.BytesIO(body) if len(body) > PIECE else body or None
 
 
 def _onward(call: Call) -> list[tuple[str, str]]:

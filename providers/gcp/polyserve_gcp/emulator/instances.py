@@ -24,6 +24,8 @@ from pathlib import Path
 
 LOOK_EVERY_S = 0.01
 """How often is looked whether an instance listens by now."""
+ENDING_S = 0.1
+"""How long an instance that has dropped a request is looked at before it gets another."""
 STDOUT, STDERR = "stdout", "stderr"
 PARENT_DEATH = (
     "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
@@ -142,6 +144,11 @@ class Instance:
             if pipe.descriptor >= 0:
                 self._close(pipe)
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    async def ending(self) -> None:
+        """Wait for a moment whether it ends: what has dropped a request may be on its way out."""
+        if self._gone is not None:
+            await asyncio.wait({self._gone}, timeout=ENDING_S)
 
     def measure(self) -> bool:
         """End the instance where it takes more memory than it may; whether that was so."""

@@ -100,7 +100,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     """Return what matches a path of `google.api.http`; groups are fields, with `__` for their dots."""
     found, end = "", 0
     for match in re.finditer(r"\{([\w.]+)(?:=([^}]*))?\}", template):
-        wild = (match[2] or "*").replace("**", "\0").replace("*", "[^/]+").replace("\0", ".+")
+        wild = (match[2] or "*").replace("**", "\0").replace("*", "[^/:]+").replace("\0", ".+")
         found += re.escape(template[end : match.start()]) + f"(?P<{match[1].replace('.', '__')}>{wild})"
         end = match.end()
     return re.compile(found + re.escape(template[end:]))
