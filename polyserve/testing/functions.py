@@ -40,6 +40,9 @@ from polyserve.testing.harness import Harness
 from polyserve.testing.packages import BREAKS_IMPORT
 
 NAME = "contract-fn"
+WITHIN = timedelta(seconds=60)
+"""How long a revision, or its traffic, may take."""
+
 MODEL = "contract-times"
 _SPEC = TensorSpec(name="input", datatype="FP64", shape=(-1, 2))
 SIGNATURE = Signature(input_kind="list", output_kind="list", inputs=(_SPEC,), outputs=(replace(_SPEC, name="output"),))
@@ -70,12 +73,12 @@ class Functions:
 
     def wait(self, spec: FunctionSpec) -> RevisionStatus:
         """Wait until a revision is ready."""
-        return wait_ready(self.provider, spec, renew=lambda: None, within=timedelta(seconds=60))
+        return wait_ready(self.provider, spec, renew=lambda: None, within=WITHIN)
 
     def route(self, weights: Mapping[int, int]) -> None:
         """Route traffic of the function, and wait until it goes there."""
         self.platform.route(NAME, weights)
-        wait_routed(self.provider, NAME, weights, renew=lambda: None, within=timedelta(seconds=60))
+        wait_routed(self.provider, NAME, weights, renew=lambda: None, within=WITHIN)
 
     def code(self, call: Callable[[], object]) -> ErrorCode | None:
         """Return what `classify` makes of the error that a call raises; `None` where it raises none."""

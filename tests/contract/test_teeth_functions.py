@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from polyserve.driver import Address, Capability, ErrorCode, FunctionStatus, Phase, Scaling
 from polyserve.errors import PolyserveError
+from polyserve.testing import functions
 from polyserve.testing.functions import Functions, FunctionsContract
 from polyserve.testing.memory import INFO, MemoryFault, MemoryProvider
 from polyserve.testing.memory_functions import MemoryInvoker, MemoryPlatform
@@ -432,7 +434,9 @@ class KeepsTheWeightsOfADeletedFunction(_Keeps):
 
 
 @pytest.mark.parametrize(("lie", "test", "capabilities"), LIARS.cases.values(), ids=LIARS.cases)
-def test_the_contract_of_functions_catches_a_provider_that(lie, test, capabilities, tmp_path):
+def test_the_contract_of_functions_catches_a_provider_that(lie, test, capabilities, tmp_path, monkeypatch):
+    # Nobody waits a minute for what a liar will never do.
+    monkeypatch.setattr(functions, "WITHIN", timedelta(seconds=1))
     assert first_failure_of(lying(lie, capabilities), tmp_path, only={test}) == test
 
 
