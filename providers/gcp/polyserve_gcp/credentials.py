@@ -9,51 +9,30 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+import weakref
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from google.auth import credentials as google
-from google.auth.exceptions import GoogleAuthError
 
 from polyserve_gcp.errors import ServiceError, TokenError, refusal
 from polyserve_gcp.settings import GcpSettings
 from polyserve_gcp.sources import METADATA_HOST, SCOPE, Source, find_source
+from polyserve_gcp.tokens import KeptToken, Token, token_until
 from polyserve_gcp.transport import Transport
 
-__all__ = ["Credentials", "NativeCredentials", "Token"]
+__all__ = ["Credentials", "NativeCredentials"]
 
 IAM_HOST = "iamcredentials.googleapis.com"
-EARLY_S = 225.0
-"""How long before its end a token is asked for anew: the metadata server gives out the old one until four minutes before."""
-LATE_S = 15.0
-"""How long before its end a token is used no more."""
-PAUSE_S = 10.0
-"""How long after an attempt in the background the next one may follow."""
 
 _PERMISSIONS: Mapping[str, str] = {
     "generateAccessToken": "iam.serviceAccounts.getAccessToken",
     "generateIdToken": "iam.serviceAccounts.getOpenIdToken",
     "signBlob": "iam.serviceAccounts.signBlob",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """A token. Holds a credential: never printed, recorded or logged.
-
-    Attributes:
-        value: The token.
-        ends_at: When it ends, in seconds since 1970.
-    """
-
-    value: str = field(repr=False)
-    ends_at: float
 
 
 class Credentials:
@@ -69,10 +48,18 @@ class Credentials:
         self._source: Source | None = None
         self._project = ""
         self._lock = threading.Lock()
-        self._own = _Kept(self._ask_own)
-        self._access = _Kept(self._ask_access)
-        self._ids: dict[str, _Kept] = {}
+        self._own = KeptToken(self._ask_own)
+        self._access = KeptToken(self._ask_access)
+        self._ids: dict[str, KeptToken] = {}
         self._native: NativeCredentials | None = None
+        _LIVE.add(self)
+
+    def _after_fork(self) -> None:
+        """Leave the parent its connections, and what its threads hold."""
+        self._lock = threading.Lock()
+        for kept in (self._own, self._access, *self._ids.values()):
+            kept.after_fork()
+        self.transport.after_fork()
 
     # --- who it is ----------------------------------------------------------------------------------------------------------
 
@@ -189,11 +176,11 @@ class Credentials:
         """Return the same if there is one already, and see to the next one. Never waits."""
         return self._identity(audience).newest()
 
-    def _identity(self, audience: str) -> _Kept:
+    def _identity(self, audience: str) -> KeptToken:
         with self._lock:
             kept = self._ids.get(audience)
             if kept is None:
-                kept = self._ids[audience] = _Kept(lambda: self._ask_identity(audience))
+                kept = self._ids[audience] = KeptToken(lambda: self._ask_identity(audience))
             return kept
 
     def forget(self, token: str | None = None) -> None:
@@ -224,7 +211,7 @@ class Credentials:
         native = self.source().native
         # Not its `before_request`, which asks for more than a token.
         native.refresh(self.transport)
-        return _token(str(native.token), native.expiry)
+        return token_until(str(native.token), native.expiry)
 
     def _ask_access(self) -> Token:
         source = self.source()
@@ -263,7 +250,7 @@ class Credentials:
             )
             raise TokenError(message)
         native.refresh(self.transport)
-        return _token(str(native.token), native.expiry)
+        return token_until(str(native.token), native.expiry)
 
     def _as(self, email: str, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         """Have the IAM API do something as a service account."""
@@ -343,72 +330,16 @@ class NativeCredentials(google.Signing, google.Credentials):  # type: ignore[mis
         return self.sign_bytes(message.encode() if isinstance(message, str) else message)
 
 
-class _Kept:
-    """One token, asked for anew ahead of its end.
-
-    Args:
-        ask: Asks for it.
-    """
-
-    def __init__(self, ask: Callable[[], Token]) -> None:
-        self._ask = ask
-        self._token: Token | None = None
-        self._tried_at = -math.inf
-        self._asking = threading.Lock()
-
-    def get(self) -> Token:
-        """Return the token; waits only where there is none that is good."""
-        found = self.newest()
-        if found is not None:
-            return found
-        with self._asking:
-            found = self._good()
-            if found is None:
-                found = self._token = self._ask()
-            return found
-
-    def newest(self) -> Token | None:
-        """Return the token if it is good, and see to the next one."""
-        found = self._good()
-        if found is not None and time.time() > found.ends_at - EARLY_S:
-            self._renew()
-        return found
-
-    def _good(self) -> Token | None:
-        found = self._token
-        return found if found is not None and time.time() < found.ends_at - LATE_S else None
-
-    def _renew(self) -> None:
-        """Ask in the background, unless somebody does or has just done."""
-        if time.monotonic() < self._tried_at + PAUSE_S or not self._asking.acquire(blocking=False):
-            return
-        self._tried_at = time.monotonic()
-        try:
-            threading.Thread(target=self._renewed, name="polyserve-token", daemon=True).start()
-        except RuntimeError:
-            # The interpreter ends.
-            self._asking.release()
-
-    def _renewed(self) -> None:
-        try:
-            self._token = self._ask()
-        except (GoogleAuthError, ServiceError, TokenError, ValueError, KeyError):
-            # The old one is good for a while; whoever asks after its end is told why there is none.
-            pass
-        finally:
-            self._asking.release()
-
-    def forget(self, token: str | None = None) -> None:
-        """Ask anew, if it is this one."""
-        found = self._token
-        if found is not None and token in {None, found.value}:
-            self._token = None
+_LIVE: weakref.WeakSet[Credentials] = weakref.WeakSet()
 
 
-def _token(value: str, ends: datetime | None) -> Token:
-    # The libraries' times have no zone and are UTC.
-    after = ends.replace(tzinfo=UTC) if ends is not None else datetime.now(UTC) + timedelta(hours=1)
-    return Token(value=value, ends_at=after.timestamp())
+def _after_fork() -> None:
+    for credentials in list(_LIVE):
+        credentials._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _end_of(id_token: str) -> float:

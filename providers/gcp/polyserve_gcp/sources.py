@@ -147,6 +147,11 @@ def _of_file(path: Path) -> Source:
 
 def _of_info(info: Mapping[str, Any], origin: str) -> Source:
     kind = info["type"]
+    domain = info.get("universe_domain") or "googleapis.com"
+    if domain != "googleapis.com":
+        raise TokenError(
+            f"{origin} has credentials of {domain}: polyserve calls Google's own cloud, googleapis.com, alone"
+        )
     if kind == "service_account":
         from google.oauth2.service_account import Credentials as KeyCredentials
 

@@ -74,6 +74,10 @@ class Transport(Request):  # type: ignore[misc]
             return url
         return given.rstrip("/") + parts.path + (f"?{parts.query}" if parts.query else "")
 
+    def after_fork(self) -> None:
+        """Leave the parent its connections."""
+        self._lock, self._client = threading.Lock(), None
+
     def close(self) -> None:
         """Close the connections."""
         with self._lock:

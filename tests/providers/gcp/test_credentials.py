@@ -113,6 +113,8 @@ def test_a_file_that_is_none_is_named_and_not_shown(google: Any, opened: Any, tm
 def test_credentials_that_nobody_knows_are_refused_by_their_type(google: Any, opened: Any) -> None:
     with pytest.raises(TokenError, match="type 'gdch_service_account'"):
         opened(google.settings(credentials_file=google.file(type="gdch_service_account"))).access_token()
+    with pytest.raises(TokenError, match=r"of s3ns\.example"):
+        opened(google.settings(credentials_file=google.file(type="x", universe_domain="s3ns.example"))).access_token()
     with pytest.raises(TokenError, match="No such file"):
         opened(google.settings(credentials_file="missing.json")).access_token()
 
@@ -257,6 +259,45 @@ def test_whoever_does_not_answer_is_given_up(google: Any, opened: Any, monkeypat
         opened(google.settings(credentials_file=google.key_file())).access_token()
 
     assert classify(raised.value) is ErrorCode.UNAVAILABLE
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_is_forked_while_a_token_is_asked_for_asks_by_itself(google: Any) -> None:
+    program = dedent(
+        """
+        import os, signal, sys
+        from polyserve_gcp.credentials import Credentials
+        from polyserve_gcp.settings import GcpSettings
+
+        credentials = Credentials(GcpSettings(credentials_file=sys.argv[1]))
+        print(credentials.access_token(), flush=True)
+        sys.stdin.readline()
+        # The renewal is on its way, and stays there.
+        credentials.access_token()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            print("forked", flush=True)
+            sys.stdin.readline()
+            credentials.forget()
+            print(credentials.access_token(), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        """
+    )
+    google.life_s = 200
+    command = [sys.executable, "-W", "ignore", "-u", "-c", program, google.key_file()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "secret-access-1\n"
+        google.gate.clear()
+        process.stdin.write("\n")
+        assert process.stdout.readline() == "forked\n"
+        google.gate.set()
+        process.stdin.write("\n")
+        assert process.stdout.readline().startswith("secret-access-")
+        assert process.wait(20) == 0
 
 
 def test_no_token_is_shown(google: Any, opened: Any) -> None:
