@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from polyserve.emulation.http import Call
+from polyserve_gcp.emulator.bindings import Grant, Policy, merge, read_grants
 from polyserve_gcp.emulator.errors import ERROR_INFO, HELP, ServiceError, denied, invalid
 from polyserve_gcp.emulator.identities import CLOUD_PLATFORM, Identities, Principal
 from polyserve_gcp.emulator.roles import Roles
@@ -29,30 +26,6 @@ SERVICES: Mapping[str, str] = {
 """The APIs that a project can enable, as far as anything is emulated, and what Google calls them."""
 _EVERYBODY = frozenset({"allUsers"})
 _KINDS = ("serviceAccount", "user", "group", "domain")
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Who has which role on one resource.
-
-    Attributes:
-        bindings: The members of each role.
-    """
-
-    bindings: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-    @property
-    def etag(self) -> str:
-        """What changes whenever it does."""
-        text = json.dumps({role: sorted(members) for role, members in sorted(self.bindings.items())})
-        return base64.b64encode(hashlib.sha256(text.encode()).digest()[:6]).decode()
-
-    def show(self) -> dict[str, Any]:
-        """Return it as Google's APIs do."""
-        bindings = [
-            {"role": role, "members": sorted(members)} for role, members in sorted(self.bindings.items()) if members
-        ]
-        return {"version": 1, "etag": self.etag} | ({"bindings": bindings} if bindings else {})
 
 
 class Access:
@@ -129,9 +102,11 @@ class Access:
             _EVERYBODY if principal is None else frozenset({"allUsers", "allAuthenticatedUsers", principal.member})
         )
         return any(
-            self.roles.allows(role, permission) and not members.isdisjoint(self._widen(given))
+            self.roles.allows(grant.role, permission)
+            and grant.covers(resource)
+            and not members.isdisjoint(self._widen(given))
             for place in self._above(resource)
-            for role, given in self.policy(place).bindings.items()
+            for grant, given in self.policy(place).bindings.items()
         )
 
     def demand(self, principal: Principal | None, permission: str, resource: str, message: str = "") -> None:
@@ -161,7 +136,7 @@ class Access:
             given: The policy in JSON.
 
         Raises:
-            ServiceError: It names a role or a member that is none, it is conditional, or it is made over an old one.
+            ServiceError: It names a role, a member or a condition that is none, or it is made over an old one.
         """
         etag = str(given.get("etag") or "")
         if etag and etag.replace("-", "+").replace("_", "/") != self.policy(resource).etag:
@@ -170,25 +145,19 @@ class Access:
                 "The request's ETag did not match the current policy's ETag."
             )
             raise ServiceError("ABORTED", message)
-        bindings: dict[str, frozenset[str]] = {}
-        for binding in given.get("bindings") or ():
-            role, members = str(binding.get("role", "")), [str(member) for member in binding.get("members") or ()]
-            if binding.get("condition"):
-                raise invalid(
-                    "The emulator has no conditional bindings: leave the condition out, or try it on a real project."
-                )
-            if self.roles.find(role) is None:
-                raise invalid(f"Role {role} is not supported for this resource.")
+        grants = read_grants(given)
+        for one, members in grants:
+            if self.roles.find(one.role) is None:
+                raise invalid(f"Role {one.role} is not supported for this resource.")
             for member in members:
                 self._check_member(member)
-            bindings[role] = bindings.get(role, frozenset()) | frozenset(members)
-        return self.put_policy(resource, bindings)
+        self._policies[resource] = merge(grants)
+        return self._policies[resource]
 
     def put_policy(self, resource: str, bindings: Mapping[str, Iterable[str]]) -> Policy:
         """Set the policy on a resource without asking."""
-        made = Policy({role: frozenset(members) for role, members in bindings.items() if members})
-        self._policies[resource] = made
-        return made
+        self._policies[resource] = merge((Grant(role), members) for role, members in bindings.items())
+        return self._policies[resource]
 
     def grant(self, role: str, member: str, resource: str = "") -> None:
         """Give somebody a role.
@@ -199,14 +168,16 @@ class Access:
             resource: Where; the whole project unless given.
         """
         place = resource or self._project
-        bindings = self.policy(place).bindings
-        self.put_policy(place, {**bindings, role: bindings.get(role, frozenset()) | {member}})
+        self._policies[place] = merge([*self.policy(place).bindings.items(), (Grant(role), [member])])
 
     def revoke(self, role: str, member: str, resource: str = "") -> None:
         """Take a role from somebody."""
         place = resource or self._project
-        bindings = self.policy(place).bindings
-        self.put_policy(place, {**bindings, role: bindings.get(role, frozenset()) - {member}})
+        kept = {
+            one: members - {member} if one == Grant(role) else members
+            for one, members in self.policy(place).bindings.items()
+        }
+        self._policies[place] = merge(kept.items())
 
     def forget(self, resource: str) -> None:
         """Forget the policy on a resource that is gone, and those below it."""
@@ -230,7 +201,7 @@ class Access:
         found = members
         for kind in ("Owner", "Editor", "Viewer"):
             if f"project{kind}:{self.identities.project}" in members:
-                found |= self.policy(self._project).bindings.get(f"roles/{kind.lower()}", frozenset())
+                found |= self.policy(self._project).members(f"roles/{kind.lower()}")
         return found
 
     def _check_member(self, member: str) -> None:

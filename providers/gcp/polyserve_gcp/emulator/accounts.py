@@ -92,7 +92,9 @@ class Accounts:
 
     async def _get_policy(self, request: Request) -> dict[str, Any]:
         found = self._find(request, "iam.serviceAccounts.getIamPolicy")
-        return self._policies.get(request.principal, self._resource(found), "iam.serviceAccounts.getIamPolicy")
+        return self._policies.get(
+            request.principal, self._resource(found), "iam.serviceAccounts.getIamPolicy", request.body
+        )
 
     async def _set_policy(self, request: Request) -> dict[str, Any]:
         permission = "iam.serviceAccounts.setIamPolicy"

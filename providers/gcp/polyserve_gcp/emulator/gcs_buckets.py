@@ -8,6 +8,7 @@ from typing import Any
 
 from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_gcp.emulator.access import Access
+from polyserve_gcp.emulator.bindings import CONDITIONAL
 from polyserve_gcp.emulator.errors import ServiceError
 from polyserve_gcp.emulator.gcs_catalog import CLASSES, Bucket, Catalog, check_bucket_name, now_text
 from polyserve_gcp.emulator.gcs_conditions import read_conditions
@@ -138,18 +139,18 @@ class Buckets:
             return json_answer(200, {"kind": "storage#testIamPermissionsResponse", **more})
         if call.method == "GET":
             self._objects.demand(caller, "storage.buckets.getIamPolicy", name)
-            policy = self._access.policy(resource)
+            policy, version = self._access.policy(resource), int(call.query.get("optionsRequestedPolicyVersion") or 1)
         elif call.method == "PUT":
             self._objects.demand(caller, "storage.buckets.setIamPolicy", name)
             try:
-                policy = self._access.set_policy(resource, call.json)
+                policy, version = self._access.set_policy(resource, call.json), CONDITIONAL
             except ServiceError as error:
                 if error.code != "ABORTED":
                     raise
                 raise ServiceError("FAILED_PRECONDITION", error.message, status=412, reason="conditionNotMet") from None
         else:
             raise absent(f"{call.method} on policies of buckets")
-        return json_answer(200, {"kind": "storage#policy", "resourceId": resource, **policy.show()})
+        return json_answer(200, {"kind": "storage#policy", "resourceId": resource, **policy.show(version)})
 
     async def _remove(self, found: Bucket) -> None:
         if found.live or found.old:

@@ -1,10 +1,11 @@
-"""Lists of objects: fake-gcs-server's own for what is live; old generations and globs, which it does not list, from the catalog."""
+"""Lists of objects: fake-gcs-server's own where they are plain; with delimiters, globs and old generations out of the catalog."""
 
 from __future__ import annotations
 
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from polyserve.emulation.http import Answer, json_answer
@@ -12,6 +13,7 @@ from polyserve_gcp.emulator.gcs_catalog import Bucket, StoredObject
 from polyserve_gcp.emulator.gcs_errors import absent, bad
 from polyserve_gcp.emulator.gcs_server import FakeGcs
 
+_Entry = tuple[str, StoredObject | None]
 PAGE = 1000
 """Most entries of one page, objects and prefixes together ("Objects: list", read 2026-11-21)."""
 
@@ -31,25 +33,22 @@ async def list_objects(server: FakeGcs, bucket: Bucket, query: Mapping[str, str]
     if limit and not limit.isdigit():
         raise bad(f"Invalid argument: maxResults is '{limit}', and not a number.")
     most = min(int(limit or PAGE) or PAGE, PAGE)
-    if (
-        query.get("versions", "").lower() == "true"
-        or query.get("matchGlob")
-        or query.get("includeTrailingDelimiter", "").lower() == "true"
-    ):
+    # fake-gcs-server takes `True` for false, cuts at the first letter of a delimiter, and repeats prefixes on every page.
+    if any(query.get(name) for name in ("delimiter", "matchGlob")) or query.get("versions", "").lower() == "true":
         return json_answer(200, _page(_choose(bucket, query), query, most, url))
-    names = ("prefix", "delimiter", "startOffset", "endOffset", "pageToken")
-    wanted = {name: query[name] for name in names if query.get(name)}
+    wanted = {name: query[name] for name in ("prefix", "startOffset", "endOffset", "pageToken") if query.get(name)}
     found = await server.list(bucket.name, {**wanted, "maxResults": str(most)})
     shown: dict[str, Any] = {"kind": "storage#objects"}
     # What was deleted since it was listed is left out.
     live = [bucket.live.get(item["name"]) for item in found.get("items") or ()]
     if any(live):
         shown["items"] = [one.show(url) for one in live if one is not None]
-    shown |= {name: found[name] for name in ("prefixes", "nextPageToken") if found.get(name)}
+    if found.get("nextPageToken"):
+        shown["nextPageToken"] = found["nextPageToken"]
     return json_answer(200, shown)
 
 
-def _choose(bucket: Bucket, query: Mapping[str, str]) -> Iterable[tuple[str, StoredObject | None]]:
+def _choose(bucket: Bucket, query: Mapping[str, str]) -> Iterable[_Entry]:
     """Iterate over the entries of a list: objects, and prefixes without one."""
     versions = query.get("versions", "").lower() == "true"
     prefix, delimiter, glob = query.get("prefix", ""), query.get("delimiter", ""), query.get("matchGlob", "")
@@ -79,28 +78,33 @@ def _choose(bucket: Bucket, query: Mapping[str, str]) -> Iterable[tuple[str, Sto
             yield name, one
 
 
-def _page(
-    entries: Iterable[tuple[str, StoredObject | None]], query: Mapping[str, str], most: int, url: str
-) -> dict[str, Any]:
-    token = query.get("pageToken", "")
+def _page(entries: Iterable[_Entry], query: Mapping[str, str], most: int, url: str) -> dict[str, Any]:
+    """Return the page of a list that begins behind the entry that its token names."""
+    after = _read_token(query.get("pageToken", ""))
+    chosen = list(islice((one for one in entries if _place(one) > after), most + 1))
+    shown: dict[str, Any] = {"kind": "storage#objects"}
+    items = [one.show(url) for _, one in chosen[:most] if one is not None]
+    prefixes = [name for name, one in chosen[:most] if one is None]
+    shown |= {name: found for name, found in (("items", items), ("prefixes", prefixes)) if found}
+    if len(chosen) > most:
+        name, generation = _place(chosen[most - 1])
+        shown["nextPageToken"] = base64.b64encode(name + b":" + str(generation).encode()).decode()
+    return shown
+
+
+def _place(entry: _Entry) -> tuple[bytes, int]:
+    name, one = entry
+    return name.encode(), one.generation if one is not None else 0
+
+
+def _read_token(text: str) -> tuple[bytes, int]:
+    if not text:
+        return b"", -1
     try:
-        start = int(base64.b64decode(token, validate=True).decode().partition(":")[2]) if token else 0
+        name, _, generation = base64.b64decode(text, validate=True).rpartition(b":")
+        return name, int(generation)
     except ValueError:
         raise bad("Invalid argument: pageToken") from None
-    every = list(entries)
-    chosen = every[start : start + most]
-    shown: dict[str, Any] = {"kind": "storage#objects"}
-    items, prefixes = (
-        [one.show(url) for _, one in chosen if one is not None],
-        [name for name, one in chosen if one is None],
-    )
-    if items:
-        shown["items"] = items
-    if prefixes:
-        shown["prefixes"] = prefixes
-    if len(every) > start + most:
-        shown["nextPageToken"] = base64.b64encode(f"p:{start + most}".encode()).decode()
-    return shown
 
 
 def _pattern(glob: str) -> re.Pattern[str]:

@@ -54,7 +54,9 @@ class Projects:
         return {**shown, "projectId": identities.project, "createTime": "2026-11-21T00:00:00Z"}
 
     async def _get_policy(self, request: Request) -> dict[str, Any]:
-        return self._policies.get(request.principal, self._resource, "resourcemanager.projects.getIamPolicy")
+        return self._policies.get(
+            request.principal, self._resource, "resourcemanager.projects.getIamPolicy", request.body
+        )
 
     async def _set_policy(self, request: Request) -> dict[str, Any]:
         return self._policies.set(

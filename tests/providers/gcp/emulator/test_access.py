@@ -13,6 +13,7 @@ from google.auth.transport.requests import AuthorizedSession
 from google.oauth2 import service_account
 
 PROJECT = "projects/polyserve-emulated"
+BELOW = {"title": "below", "expression": "resource.name.startsWith('projects/_/buckets/')"}
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
@@ -207,11 +208,18 @@ class TestPolicies:
             {"role": "roles/made.up", "members": ["allUsers"]},
             {"role": "roles/viewer", "members": ["somebody@example.com"]},
             {"role": "roles/viewer", "members": ["serviceAccount:nobody@polyserve-emulated.iam.gserviceaccount.com"]},
-            {"role": "roles/viewer", "members": ["allUsers"], "condition": {"title": "never", "expression": "false"}},
+            {
+                "role": "roles/browser",
+                "members": ["domain:example.com"],
+                "condition": {"title": "no", "expression": "false"},
+            },
+            {"role": "roles/owner", "members": ["domain:example.com"], "condition": BELOW},
+            {"role": "roles/browser", "members": ["allUsers"], "condition": BELOW},
         ],
     )
     def test_a_policy_that_means_nothing_is_refused(self, owner: Api, binding: dict[str, Any]) -> None:
         _, policy = owner("cloudresourcemanager", "POST", f"/v3/{PROJECT}:getIamPolicy", {})
+        policy["version"] = 3
         policy["bindings"].append(binding)
         status, refusal = owner("cloudresourcemanager", "POST", f"/v3/{PROJECT}:setIamPolicy", {"policy": policy})
         assert (status, refusal["error"]["status"]) == (400, "INVALID_ARGUMENT")
