@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 
 class Served(Protocol):
@@ -36,6 +36,9 @@ class Served(Protocol):
         ...
 
 
+AnyServed = TypeVar("AnyServed", bound=Served)
+
+
 def arguments(module: str, about: str) -> argparse.ArgumentParser:
     """Return what every emulator's command line takes: a directory, and a port.
 
@@ -49,12 +52,17 @@ def arguments(module: str, about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def serve(parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], Served]) -> int:
+def serve(
+    parser: argparse.ArgumentParser,
+    make: Callable[[argparse.Namespace], AnyServed],
+    tell: Callable[[AnyServed], Mapping[str, Any]] = lambda emulator: {},
+) -> int:
     """Run an emulator in the foreground until a signal ends it; returns the exit code.
 
     Args:
         parser: What `arguments` returned, with what this emulator takes beside it.
         make: Makes the emulator, not yet started, out of what was given.
+        tell: Returns what else is in `ready.json`, once it is started.
     """
     given = parser.parse_args()
     # Large objects overflow into temporary files; they too belong below the directory.
@@ -74,7 +82,7 @@ def serve(parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], 
         return 1
     try:
         making = given.directory / f".ready.{os.getpid()}"
-        found = {"pid": os.getpid(), "url": emulator.url, "options": dict(emulator.options)}
+        found = {"pid": os.getpid(), "url": emulator.url, "options": dict(emulator.options)} | dict(tell(emulator))
         making.write_text(json.dumps(found), encoding="utf-8")
         making.replace(ready)
         ended.wait()

@@ -29,7 +29,7 @@ def main() -> int:
         metavar="N",
         help="most instances of a revision on this machine",
     )
-    return serve(parser, _make)
+    return serve(parser, _make, lambda emulator: {"grpc": emulator.grpc_address})
 
 
 def _make(given: argparse.Namespace) -> Emulator:

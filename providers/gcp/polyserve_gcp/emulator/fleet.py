@@ -17,6 +17,8 @@ from typing import Any
 from polyserve_gcp.emulator.instances import Instance, Line, Recipe
 from polyserve_gcp.emulator.limits import Limits
 
+MEASURE_S = 0.1
+"""How often the memory of an instance that works is looked at."""
 TRY_AGAIN_S = 1.0
 """How long a revision whose instances do not start any more is left alone before a request starts one again."""
 
@@ -63,7 +65,7 @@ class Fleet:
         self._kept = 0
         self._queue: deque[asyncio.Future[Instance]] = deque()
         self._starts: set[asyncio.Task[Any]] = set()
-        self._ends: set[asyncio.Task[Any]] = set()
+        self._others: set[asyncio.Task[Any]] = set()
         self._failed_at = float("-inf")
         self._closed = False
 
@@ -103,7 +105,7 @@ class Fleet:
         """
         free = None if self._queue else self._free()
         if free is not None:
-            free.busy += 1
+            self._take(free)
             return free
         if self._closed or (not self.instances and time.monotonic() - self._failed_at < TRY_AGAIN_S):
             raise NotRunning
@@ -135,7 +137,7 @@ class Fleet:
         for task in self._starts:
             task.cancel()
         running, self._running = self._running, []
-        ends = [*self._starts, *self._ends, *(instance.stop() for instance in running)]
+        ends = [*self._starts, *self._others, *(instance.stop() for instance in running)]
         await asyncio.gather(*ends, return_exceptions=True)
         self._refuse_queue()
 
@@ -155,6 +157,20 @@ class Fleet:
         room = [one for one in self._running if one.busy < self.scale.concurrency]
         return max(room, key=lambda one: one.busy, default=None)
 
+    def _take(self, instance: Instance) -> None:
+        instance.busy += 1
+        if not instance.watched:
+            instance.watched = True
+            self._spawn(self._others, self._watch(instance))
+
+    async def _watch(self, instance: Instance) -> None:
+        """Look at an instance's memory as long as it works."""
+        while instance.busy and instance.alive:
+            # The first look comes late: most requests are over before anything needs to be measured.
+            await asyncio.sleep(MEASURE_S)
+            await asyncio.to_thread(instance.measure)
+        instance.watched = False
+
     def _dispatch(self) -> None:
         while self._queue:
             free = self._free()
@@ -162,7 +178,7 @@ class Fleet:
                 break
             waiting = self._queue.popleft()
             if not waiting.done():
-                free.busy += 1
+                self._take(free)
                 waiting.set_result(free)
         if self._queue:
             self._grow_for_queue()
@@ -216,7 +232,7 @@ class Fleet:
 
     def _drop(self, instance: Instance) -> None:
         self._running.remove(instance)
-        self._spawn(self._ends, instance.stop())
+        self._spawn(self._others, instance.stop())
         if len(self.instances) + self._starting < self._kept and not self._closed:
             self._grow()
 

@@ -24,8 +24,6 @@ from polyserve_gcp.emulator.fleet import Fleet, NoInstance, NotRunning
 from polyserve_gcp.emulator.instances import Instance
 from polyserve_gcp.emulator.limits import Limits
 
-MEASURE_S = 0.1
-"""How often the memory of an instance that works is looked at."""
 KEEP_ALIVE_S = 1.0
 """How long a connection to an instance is used again: gunicorn closes its own after two seconds."""
 PIECE = 2**20
@@ -183,10 +181,8 @@ class Front:
             return _text(429, "Rate exceeded."), _FULL, ""
         except TimeoutError:
             return _text(504, "upstream request timeout"), _LATE, ""
-        watching = asyncio.ensure_future(_watch(instance))
 
         def release() -> None:
-            watching.cancel()
             runner.fleet.release(instance)
 
         streaming = False
@@ -235,15 +231,6 @@ async def _pieces(response: aiohttp.ClientResponse, release: Callable[[], None])
                 yield piece
     finally:
         release()
-
-
-async def _watch(instance: Instance) -> None:
-    """Look at an instance's memory as long as it works."""
-    while instance.alive:
-        # The first look comes late: most requests are over before anything needs to be measured.
-        await asyncio.sleep(MEASURE_S)
-        if await asyncio.to_thread(instance.measure):
-            return
 
 
 def _body(body: bytes) -> bytes | io.BytesIO | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -32,6 +32,7 @@ class GrpcDoor:
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
         self._server: Any = None
+        self._running: set[Future[Any]] = set()
 
     def open(self, loop: asyncio.AbstractEventLoop) -> str:
         """Start listening; returns the address as gRPC takes it."""
@@ -50,7 +51,10 @@ class GrpcDoor:
     def close(self) -> None:
         """Stop listening."""
         if self._server is not None:
-            self._server.stop(None).wait()
+            stopped = self._server.stop(None)
+            for one in list(self._running):
+                one.cancel()  # nobody would ever tell its thread
+            stopped.wait()
             self._server = None
 
     def _serve(self, loop: asyncio.AbstractEventLoop, method: Method) -> Any:
@@ -62,7 +66,10 @@ class GrpcDoor:
                 if handler is None:
                     raise ServiceError("UNIMPLEMENTED", f"The emulator has no {method.key}.")
                 ask = Ask(request=method.wrap(request), call=call, api=method.api)
-                return asyncio.run_coroutine_threadsafe(_wait(handler, ask), loop).result()
+                running = asyncio.run_coroutine_threadsafe(_wait(handler, ask), loop)
+                self._running.add(running)
+                running.add_done_callback(self._running.discard)
+                return running.result()
             except ServiceError as error:
                 _abort(context, error)
             except CancelledError:

@@ -74,6 +74,7 @@ class Instance:
         failure: Why it did not start.
         busy: Requests that it answers at the moment.
         rests: How often it has run out of work.
+        watched: Whether somebody looks at its memory.
         over_memory_mb: What it took, where it was ended for that.
     """
 
@@ -85,6 +86,7 @@ class Instance:
     failure: str = ""
     busy: int = 0
     rests: int = 0
+    watched: bool = False
     over_memory_mb: float = 0.0
     _process: subprocess.Popen[bytes] | None = None
     _gone: asyncio.Future[int] | None = None

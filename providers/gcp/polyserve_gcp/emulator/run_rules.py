@@ -32,9 +32,16 @@ LATEST = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_LATES
 ONE_REVISION = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION
 _RUNTIME = re.compile(r"(?:.*/)?(python3\d+)(?::[^/]+)?")
 _NOT_EMULATED = {
-    "template": ("service_mesh", "node_selector", "volumes", "encryption_key"),
+    "template": (
+        "service_mesh",
+        "node_selector",
+        "volumes",
+        "encryption_key",
+        "session_affinity",
+        "health_check_disabled",
+    ),
     "container": ("volume_mounts", "working_dir", "liveness_probe", "depends_on"),
-    "service": ("binary_authorization", "iap_enabled", "multi_region_settings", "default_uri_disabled"),
+    "service": ("binary_authorization", "iap_enabled", "multi_region_settings", "default_uri_disabled", "build_config"),
 }
 
 
@@ -198,6 +205,8 @@ def _complete_containers(template: Any) -> None:
     unknown = sorted(set(limits) - {"cpu", "memory"})
     if unknown:
         raise _not_emulated(f"template.containers[0].resources.limits[{unknown[0]}]")
+    if any(port.name not in {"", "http1"} for port in container.ports):
+        raise _not_emulated("template.containers[0].ports but for http1")
     if not container.ports:
         container.ports = [run_v2.ContainerPort(name="http1", container_port=8080)]
 
@@ -227,6 +236,8 @@ def _complete_scaling(service: Any) -> None:
         )
     if service.scaling.scaling_mode == run_v2.ServiceScaling.ScalingMode.MANUAL:
         raise _not_emulated("scaling.scaling_mode MANUAL")
+    if service.scaling.max_instance_count:
+        raise _not_emulated("scaling.max_instance_count")
     if service.scaling.min_instance_count < 0:
         raise invalid("scaling.min_instance_count: must not be negative.")
 

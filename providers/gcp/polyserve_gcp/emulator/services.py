@@ -325,7 +325,7 @@ class Services:
             root=image.root,
             variables=variables,
             memory_mb=read_memory_mb(limits["memory"], "memory"),
-            start_s=self._limits.start_s,
+            start_s=min(self._limits.start_s, _startup_s(container.startup_probe)),
         )
         source = Source(
             service=service.short,
@@ -379,6 +379,13 @@ class Services:
                 share = math.ceil(wanted.scaling.min_instance_count * parts[revision.runner] / 100)
                 kept = max(share, revision.template.scaling.min_instance_count)
             revision.runner.fleet.keep(kept)
+
+
+def _startup_s(probe: Any) -> float:
+    """Return how long a container's startup probe gives it; 240 seconds unless it says."""
+    if not probe:
+        return 240.0
+    return float(probe.initial_delay_seconds + (probe.period_seconds or 10) * (probe.failure_threshold or 3))
 
 
 def _same(one: Any, other: Any) -> bool:
