@@ -113,7 +113,8 @@ class _Worker:
             slot.data = None
             slot.done = True
             if self._awaited is slot:
-                self._woken.set()
+                # After whatever else the loop has at hand: the two threads take turns, and each turn costs more than an answer.
+                self._loop.call_soon(self._woken.set)
 
     def _end(self) -> None:
         self._waiting.clear()

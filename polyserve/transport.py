@@ -23,7 +23,7 @@ from polyserve.driver import HttpCall, HttpReply
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Connections", "Origin", "format_head", "proxy_of", "route", "tls_context"]
+__all__ = ["Closed", "Connections", "Origin", "format_head", "parse_head", "proxy_of", "route", "tls_context"]
 
 IDLE_SECONDS = 50.0
 """How long a connection is kept without use: below the 60 s after which the usual load balancers close theirs."""
@@ -102,7 +102,7 @@ def format_head(call: HttpCall, host: str, target: str) -> bytes:
     return head.encode("latin-1")
 
 
-class _Closed(ConnectionResetError):
+class Closed(ConnectionResetError):
     """The other side closed the connection before the first byte of its answer."""
 
 
@@ -159,7 +159,7 @@ class _Connection:
             self.keep = False
         try:
             return self._receive(deadline)
-        except _Closed:
+        except Closed:
             if refused is not None and len(body) > _SEND_BYTES:
                 raise ConnectionResetError(
                     f"the server closed the connection while it was sent {len(body)} bytes"
@@ -182,9 +182,9 @@ class _Connection:
         try:
             data = self._socket.recv(_READ_BYTES)
         except ConnectionError as error:
-            raise _Closed(str(error)) from error
+            raise Closed(str(error)) from error
         if not data:
-            raise _Closed("the server closed the connection without an answer")
+            raise Closed("the server closed the connection without an answer")
         while True:
             end = data.find(b"\r\n\r\n")
             while end < 0:
@@ -192,7 +192,7 @@ class _Connection:
                     raise ConnectionError(f"the head of the answer is over {_HEAD_BYTES} bytes")
                 data += self._more(deadline, "in its head")
                 end = data.find(b"\r\n\r\n")
-            status, modern, headers = _parse_head(data[:end])
+            status, modern, headers = parse_head(data[:end])
             data = data[end + 4 :]
             if status >= 200:
                 break
@@ -313,7 +313,7 @@ class Connections:
         if connection is not None:
             try:
                 return _exchange(connection, idle, head, call.body, deadline)
-            except _Closed:
+            except Closed:
                 # The server closed a connection that it had kept. Nothing was answered, and a prediction may be asked for twice.
                 pass
         return _exchange(_connect(origin, deadline), idle, head, call.body, deadline)
@@ -409,7 +409,7 @@ def _send_through(client: httpx.Client, call: HttpCall, deadline: float) -> Http
     return HttpReply(status=response.status_code, headers=dict(response.headers), body=response.content)
 
 
-def _parse_head(block: bytes) -> tuple[int, bool, dict[str, str]]:
+def parse_head(block: bytes) -> tuple[int, bool, dict[str, str]]:
     """Return status, whether it is HTTP/1.1, and the headers by lower-case name."""
     first, _, rest = str(block, "latin-1").partition("\r\n")
     if first[:7] != "HTTP/1." or not first[9:12].isdigit():

@@ -29,7 +29,7 @@ class Signer:
         service: The service, such as `"lambda"`.
     """
 
-    __slots__ = ("_access_key", "_key", "_region", "_secret", "_service", "_stamp", "_token")
+    __slots__ = ("_access_key", "_day", "_region", "_secret", "_service", "_stamp", "_token")
 
     def __init__(self, access_key: str, secret: str, token: str | None, *, region: str, service: str) -> None:
         self._access_key = access_key
@@ -37,8 +37,8 @@ class Signer:
         self._token = token
         self._region = region
         self._service = service
-        # A day and its key, replaced together; a second and how it is written.
-        self._key: tuple[str, bytes] = ("", b"")
+        # A day, its scope and its key, replaced together; a second and how it is written.
+        self._day: tuple[str, str, _Keyed] = ("", "", _Keyed(b""))
         self._stamp: tuple[int, str] = (0, "")
 
     def __repr__(self) -> str:
@@ -118,13 +118,35 @@ class Signer:
 
     def _sign(self, stamp: str, request: str) -> tuple[str, str]:
         """Return scope and signature of a canonical request."""
-        day = stamp[:8]
-        known, key = self._key
-        if known != day:
-            key = f"AWS4{self._secret}".encode()
-            for piece in (day, self._region, self._service, "aws4_request"):
-                key = hmac.digest(key, piece.encode(), "sha256")
-            self._key = (day, key)
-        scope = f"{day}/{self._region}/{self._service}/aws4_request"
+        known, scope, key = self._day
+        if known != stamp[:8]:
+            scope = f"{stamp[:8]}/{self._region}/{self._service}/aws4_request"
+            derived = f"AWS4{self._secret}".encode()
+            for piece in scope.split("/"):
+                derived = hmac.digest(derived, piece.encode(), "sha256")
+            key = _Keyed(derived)
+            self._day = (stamp[:8], scope, key)
         text = f"{_ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        return scope, hmac.digest(key, text.encode(), "sha256").hex()
+        return scope, key.hexdigest(text.encode())
+
+
+class _Keyed:
+    """HMAC-SHA256 under one key of 64 bytes at most (RFC 2104), whose two halves are begun once.
+
+    `hmac.digest` begins them anew, and gives up the interpreter's lock for it, however short the text: with calls in flight the thread
+    that signs then waits for its turn.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        padded = key.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def hexdigest(self, text: bytes) -> str:
+        """Return the digest of a text."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.hexdigest()

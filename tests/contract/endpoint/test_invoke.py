@@ -479,7 +479,9 @@ def test_retry_after_is_honoured(bench, call):
     assert times[1] - times[0] >= 0.4
 
 
-@pytest.mark.parametrize("later", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)])
+@pytest.mark.parametrize(
+    "later", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)], ids=["seconds", "a date"]
+)
 def test_a_wait_beyond_the_deadline_is_not_begun(bench, call, later):
     server = bench.server(lambda exchange: exchange.fail(429, "RESOURCE_EXHAUSTED", "slow down", retry_after=later))
 
