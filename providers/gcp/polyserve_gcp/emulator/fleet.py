@@ -53,6 +53,10 @@ class Fleet:
         scratch: Directory for what they write.
         log: Takes the lines of an instance, with its identifier.
         limits: What this machine allows, whatever the scale says.
+
+    Attributes:
+        kept: How many instances stay without work.
+        most: How many there may be.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Fleet:
         self._scratch, self._log, self._limits = scratch, log, limits
         self._running: list[Instance] = []
         self._starting = 0
-        self._kept = 0
+        self.kept, self.most = 0, min(scale.maximum, limits.instances)
         self._queue: deque[asyncio.Future[Instance]] = deque()
         self._starts: set[asyncio.Task[Any]] = set()
         self._others: set[asyncio.Task[Any]] = set()
@@ -88,10 +92,16 @@ class Fleet:
         self._join(first)
         return ""
 
-    def keep(self, instances: int) -> None:
-        """Keep as many instances without work; others go when they have been idle."""
-        self._kept = min(instances, self.scale.maximum, self._limits.instances)
-        while len(self.instances) + self._starting < self._kept and not self._closed:
+    def keep(self, instances: int, most: int = 0) -> None:
+        """Keep as many instances without work; others go when they have been idle.
+
+        Args:
+            instances: How many.
+            most: Most instances that the service may have; as many as the revision may unless given.
+        """
+        self.most = min(self.scale.maximum, most or self.scale.maximum, self._limits.instances)
+        self.kept = min(instances, self.most)
+        while len(self.instances) + self._starting < self.kept and not self._closed:
             self._grow()
         for idle in [one for one in self._running if not one.busy]:
             self._rest(idle)
@@ -185,8 +195,7 @@ class Fleet:
 
     def _grow_for_queue(self) -> None:
         wanted = -(-len(self._queue) // self.scale.concurrency)
-        most = min(self.scale.maximum, self._limits.instances)
-        while self._starting < wanted and len(self.instances) + self._starting < most and not self._closed:
+        while self._starting < wanted and len(self.instances) + self._starting < self.most and not self._closed:
             self._grow()
 
     def _grow(self) -> None:
@@ -227,13 +236,13 @@ class Fleet:
     def _reap(self, instance: Instance, rest: int) -> None:
         if instance not in self._running or instance.busy or instance.rests != rest or self._closed:
             return
-        if len(self.instances) > self._kept:
+        if len(self.instances) > self.kept:
             self._drop(instance)
 
     def _drop(self, instance: Instance) -> None:
         self._running.remove(instance)
         self._spawn(self._others, instance.stop())
-        if len(self.instances) + self._starting < self._kept and not self._closed:
+        if len(self.instances) + self._starting < self.kept and not self._closed:
             self._grow()
 
     def _spawn(self, tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, None]) -> None:

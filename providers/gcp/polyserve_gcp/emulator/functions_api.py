@@ -323,7 +323,7 @@ class FunctionsApi:
             # all_traffic_on_latest_revision (terraform-provider-google, issue 24130).
             self._services.want(service, made, principal.email)
         try:
-            await self._services.roll_out(service, made)
+            await self._services.roll_out(service, made, again=True)
         except ServiceError as error:
             message = f"Could not create or update Cloud Run service {function.short}, Container Healthcheck failed. {error.message}"
             raise invalid(message) from error

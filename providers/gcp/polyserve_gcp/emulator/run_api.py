@@ -247,15 +247,15 @@ def cut_page(found: Sequence[Any], size: int, token: str, most: int) -> tuple[Se
 def show_service(service: Service) -> Any:
     """Return a service as the API does."""
     found = run_v2.Service(service.wanted)
-    ready = _condition("Ready", service.failure, waiting=bool(service.changing), at=service.updated)
+    waiting, at = bool(service.changing), service.updated
     found.name, found.uid, found.etag, found.generation = service.name, service.uid, service.etag, service.generation
     found.create_time, found.update_time = service.created, service.updated
     found.creator, found.last_modifier = service.creator, service.modifier
     found.uri, found.urls, found.reconciling = service.front.url, [service.front.url], bool(service.changing)
-    found.terminal_condition = ready
+    found.terminal_condition = _condition("Ready", service.unready or service.unrouted, waiting=waiting, at=at)
     found.conditions = [
-        _condition("RoutesReady", service.failure, waiting=bool(service.changing), at=service.updated),
-        _condition("ConfigurationsReady", service.failure, waiting=bool(service.changing), at=service.updated),
+        _condition("RoutesReady", service.unrouted, waiting=waiting, at=at),
+        _condition("ConfigurationsReady", service.unready, waiting=waiting, at=at),
     ]
     found.observed_generation = service.generation - 1 if service.changing else service.generation
     if service.created_revision:

@@ -236,10 +236,11 @@ def _complete_scaling(service: Any) -> None:
         )
     if service.scaling.scaling_mode == run_v2.ServiceScaling.ScalingMode.MANUAL:
         raise _not_emulated("scaling.scaling_mode MANUAL")
-    if service.scaling.max_instance_count:
-        raise _not_emulated("scaling.max_instance_count")
-    if service.scaling.min_instance_count < 0:
-        raise invalid("scaling.min_instance_count: must not be negative.")
+    least, most = service.scaling.min_instance_count, service.scaling.max_instance_count
+    if least < 0 or (most and not least <= most <= MOST_INSTANCES):
+        raise invalid(
+            f"scaling: min_instance_count {least} must be at most max_instance_count {most}, and that at most {MOST_INSTANCES}."
+        )
 
 
 def _refuse_unknown(message: Any, kind: str, where: str) -> None:

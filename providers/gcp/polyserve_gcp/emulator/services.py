@@ -84,7 +84,7 @@ class Service:
         revisions: Its revisions, oldest first.
         created_revision: Name of the last one that was made.
         ready_revision: Name of the last one that was ready.
-        failure: Why it is not as it should be.
+        unrouted: Why its traffic does not go as it should.
         changing: How many changes are under way.
         deleting: Whether it is on its way out.
         generation: How often what is wanted of it was said.
@@ -102,7 +102,7 @@ class Service:
     revisions: dict[str, Revision] = field(default_factory=dict)
     created_revision: str = ""
     ready_revision: str = ""
-    failure: str = ""
+    unrouted: str = ""
     changing: int = 0
     deleting: bool = False
     generation: int = 1
@@ -118,6 +118,12 @@ class Service:
     def short(self) -> str:
         """Its name without its location."""
         return self.name.rpartition("/")[2]
+
+    @property
+    def unready(self) -> str:
+        """Why the last revision that was made is not ready; empty where it is."""
+        last = self.revisions.get(self.created_revision)
+        return last.failure if last is not None else ""
 
 
 class Services:
@@ -206,13 +212,13 @@ class Services:
         service.generation += 1
         service.etag = new_etag()
 
-    async def roll_out(self, service: Service, wanted: Any, image: Image | None = None) -> None:
+    async def roll_out(self, service: Service, wanted: Any, *, again: bool = False) -> None:
         """Bring a service to what is wanted: a new revision where its template is another, then its traffic.
 
         Args:
             service: The service.
             wanted: What is wanted of it, complete.
-            image: What the revision is started from, where the caller knows.
+            again: Whether a revision that has failed is tried again with the same template.
 
         Raises:
             ServiceError: The revision is not ready, and what served before goes on.
@@ -222,12 +228,13 @@ class Services:
             try:
                 if service.deleting:
                     raise ServiceError("ABORTED", f"Service {service.name} is being deleted.")
-                await self._make_revision(service, wanted, image)
-                await self._route(service, wanted)
-                service.failure = ""
-            except ServiceError as error:
-                service.failure = error.message
-                raise
+                await self._make_revision(service, wanted, again=again)
+                try:
+                    await self._route(service, wanted)
+                except ServiceError as error:
+                    service.unrouted = error.message
+                    raise
+                service.unrouted = ""
             finally:
                 service.changing -= 1
 
@@ -273,10 +280,11 @@ class Services:
         runners = [one.runner for one in service.revisions.values() if one.runner is not None]
         await asyncio.gather(*(runner.fleet.close() for runner in runners))
 
-    async def _make_revision(self, service: Service, wanted: Any, image: Image | None) -> None:
+    async def _make_revision(self, service: Service, wanted: Any, *, again: bool) -> None:
         last = service.revisions.get(service.created_revision)
         template = run_v2.RevisionTemplate(wanted.template)
-        if last is not None and last.ready and _same(last.template, template) and template.revision in {"", last.name}:
+        same = last is not None and _same(last.template, template) and template.revision in {"", last.name}
+        if last is not None and same and (last.ready or not again):
             return
         service.made += 1
         ending = "".join(secrets.choice(string.ascii_lowercase) for _ in range(3))
@@ -285,7 +293,7 @@ class Services:
         service.revisions[name] = made
         service.created_revision = name
         try:
-            await self._start(service, made, image or await self._image(template))
+            await self._start(service, made, await self._image(template))
         except ServiceError as error:
             made.failure = error.message
             raise
@@ -378,7 +386,7 @@ class Services:
             if revision.runner in parts:
                 share = math.ceil(wanted.scaling.min_instance_count * parts[revision.runner] / 100)
                 kept = max(share, revision.template.scaling.min_instance_count)
-            revision.runner.fleet.keep(kept)
+            revision.runner.fleet.keep(kept, wanted.scaling.max_instance_count)
 
 
 def _startup_s(probe: Any) -> float:

@@ -106,7 +106,14 @@ def test_a_revision_that_does_not_start_leaves_the_one_before(cloud, served, pac
     assert found.terminal_condition.state == FAILED
     assert found.latest_created_revision != found.latest_ready_revision
     assert made.mark() == "good"
+    # What is not about the template makes no revision, and goes through.
+    ready = found.latest_ready_revision.rpartition("/")[2]
+    after = made.update("traffic", "labels", traffic=[to(ready, 100, "kept")], labels={"a": "b"})
+    assert after.latest_created_revision == found.latest_created_revision
+    assert made.mark(after.traffic_statuses[0].uri) == "good"
     assert made.update("template", template=cloud.template(served("better"))).terminal_condition.state == SUCCEEDED
+    assert made.mark() == "good"
+    made.update("traffic", traffic=[run_v2.TrafficTarget(type_=LATEST, percent=100)])
     assert made.mark() == "better"
 
 

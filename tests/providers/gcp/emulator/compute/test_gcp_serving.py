@@ -201,6 +201,17 @@ def test_as_many_instances_stay_as_are_kept(cloud, emulator, monkeypatch, eventu
     eventually(lambda: pids.isdisjoint({one.pid for one in instances(emulator, made.service)}))
 
 
+def test_a_services_bounds_hold_for_its_revisions(cloud, served, emulator, eventually):
+    made = cloud.serve(served("bounds"), scaling={"min_instance_count": 1, "max_instance_count": 2})
+    fleet = (
+        emulator._services.find(made.name).revisions[made.get().latest_ready_revision.rpartition("/")[2]].runner.fleet
+    )
+    assert (fleet.kept, fleet.most) == (1, 2)
+    made.update("scaling", scaling={"min_instance_count": 0, "max_instance_count": 7})
+    assert (fleet.kept, fleet.most) == (0, 7)
+    assert len(list(cloud.revisions.list_revisions(parent=made.name))) == 1
+
+
 def test_what_runs_finishes_though_a_new_revision_has_taken_over(cloud, source, meeting):
     made = cloud.make(source("old"))
     with meeting() as (port, arrive, leave), ThreadPoolExecutor(1) as pool:
