@@ -27,11 +27,16 @@ IN_MEMORY: dict[str, Callable[[], MemoryHarness]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[*registry.providers(), "memory", "bare", "fronted"])
+# Settings that make another platform of a provider, by the name that its tests have.
+PLATFORMS: dict[str, dict[str, str]] = {"gcp-run": {"platform": "run"}} if "gcp" in registry.providers() else {}
+
+
+@pytest.fixture(scope="module", params=[*registry.providers(), *PLATFORMS, "memory", "bare", "fronted"])
 def harness(request: pytest.FixtureRequest, harness_of: Callable[..., Harness]) -> Iterator[Harness]:
-    """Give each provider's harness, and the ones in memory."""
+    """Give each provider's harness, on each of its platforms, and the ones in memory."""
     in_memory = IN_MEMORY.get(request.param)
-    found = harness_of(request.param) if in_memory is None else in_memory()
+    provider = request.param.partition("-")[0]
+    found = harness_of(provider, **PLATFORMS.get(request.param, {})) if in_memory is None else in_memory()
     yield found
     left = list(found.inventory())
     if in_memory is not None:

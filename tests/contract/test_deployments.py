@@ -6,7 +6,10 @@ from polyserve import registry
 from polyserve.testing.deployments import DeploymentContract
 from polyserve.testing.interruptions import CrashContract, FaultContract
 
-RECORDING = [*registry.providers(), "memory", "single", "fronted"]
+REAL = [*registry.providers(), *(["gcp-run"] if "gcp" in registry.providers() else [])]
+"""All that runs in processes of its own."""
+
+RECORDING = [*REAL, "memory", "single", "fronted"]
 """All but the one that cannot write conditionally: there every deploy is refused. "single" cannot split traffic."""
 
 
@@ -20,6 +23,6 @@ class TestFaults(FaultContract):
     pass
 
 
-@pytest.mark.parametrize("harness", list(registry.providers()), indirect=True)
+@pytest.mark.parametrize("harness", REAL, indirect=True)
 class TestCrashes(CrashContract):
     pass

@@ -50,4 +50,16 @@ INFO = ProviderInfo(
         source="https://cloud.google.com/run/pricing, request-based, one processor, tier 1, read 2026-11",
     ),
     emulator="polyserve_gcp.emulator",
+    unversioned=frozenset(
+        {
+            "project",
+            "region",
+            "platform",
+            "credentials_file",
+            "impersonate",
+            "build_service_account",
+            "retry_s",
+            "endpoints",
+        }
+    ),
 )

@@ -203,6 +203,9 @@ def phase_of(function: Mapping[str, Any]) -> Phase:
     if state == "DEPLOYING" and (function.get("labels") or {}).get(READY_LABEL) == mark_of(asked(function)):
         # Only its bounds are being changed: it answers as what it was asked to be, and did so before.
         return Phase.READY
+    if state == "ACTIVE" and _problems(function):
+        # What it was before goes on answering; what it was last asked to be has failed.
+        return Phase.FAILED
     return _PHASES.get(state, Phase.PROVISIONING)
 
 
@@ -210,12 +213,16 @@ def reason_of(function: Mapping[str, Any]) -> str | None:
     """Return why a function failed."""
     if phase_of(function) is not Phase.FAILED:
         return None
-    told = [str(each.get("message") or "") for each in function.get("stateMessages") or ()]
-    said = "; ".join(filter(None, told))
+    said = "; ".join(_problems(function))
     return (
         said
         or f"Cloud Functions gives no reason (state {function.get('state')}): look at the function's log and at its build's"
     )
+
+
+def _problems(function: Mapping[str, Any]) -> list[str]:
+    messages = function.get("stateMessages") or ()
+    return [str(each.get("message") or each.get("type")) for each in messages if each.get("severity") == "ERROR"]
 
 
 def mark_of(text: str) -> str:

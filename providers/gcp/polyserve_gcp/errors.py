@@ -243,9 +243,9 @@ def _told(error: Exception) -> tuple[int, str]:
         return int(code) if isinstance(code, int) else 0, spoken
     if library == "google.resumable_media" and getattr(error, "response", None) is not None:
         return int(getattr(error.response, "status_code", 0) or 0), ""  # type: ignore[attr-defined]
-    if library == "grpc":
-        code = getattr(error, "code", None)
-        found: Any = code() if callable(code) else None
+    if any(_library(each) == "grpc" for each in type(error).__mro__):
+        ask = getattr(error, "code", None)
+        found: Any = ask() if callable(ask) else None
         return 0, str(getattr(found, "name", ""))
     return 0, ""
 

@@ -27,8 +27,6 @@ __all__ = ["INVOKER", "FunctionsPlatform"]
 
 INVOKER = "roles/run.invoker"
 EVERYBODY = "allUsers"
-BUSY = timedelta(seconds=10)
-"""How long to wait for a change that is under way: builds take a minute or two."""
 
 
 class FunctionsPlatform:
@@ -60,11 +58,11 @@ class FunctionsPlatform:
         if found is None:
             self._create(app)
             return
-        _check_owner(app, found)
-        state = str(found.get("state") or "")
-        if state == "DEPLOYING":
-            if apps.asked(found) != app.to_json():
-                raise _busy(app.app)
+        self._check_owner(app, found)
+        if found.get("state") == "DEPLOYING":
+            # A front that becomes something else is incomplete: it is put again until it takes this.
+            if apps.asked(found) != app.to_json() and not (app.front and apps.phase_of(found) is Phase.PROVISIONING):
+                raise self._busy(app.app, "changed")
             return
         if apps.phase_of(found) is Phase.READY and apps.asked(found) == app.to_json():
             self._open(app, found)
@@ -148,8 +146,13 @@ class FunctionsPlatform:
             native_id=str(function["name"]),
             labels=apps.labels_of(function),
             reason=apps.reason_of(function),
-            incomplete=phase is Phase.READY and app.front and self._settings.public and not self._is_open(function),
+            incomplete=app.front and self._is_incomplete(function, phase),
         )
+
+    def _is_incomplete(self, function: Mapping[str, Any], phase: Phase) -> bool:
+        if phase is Phase.READY:
+            return self._settings.public and not self._is_open(function)
+        return phase is Phase.PROVISIONING
 
     def _is_open(self, function: Mapping[str, Any]) -> bool:
         policy = self._api.policy(RUN, f"/v2/{function['serviceConfig']['service']}")
@@ -183,8 +186,8 @@ class FunctionsPlatform:
         found = self._found(app)
         if apps.scaling_of(found) == scaling:
             return
-        if str(found.get("state") or "") == "DEPLOYING":
-            raise _busy(app)
+        if found.get("state") == "DEPLOYING":
+            raise self._busy(app, "changed")
         labels = {key: value for key, value in found["labels"].items() if key != MAX_LABEL}
         labels |= apps.max_label(scaling)
         if apps.phase_of(found) is Phase.READY:
@@ -201,6 +204,8 @@ class FunctionsPlatform:
     def remove(self, app: str) -> None:
         """Delete a function; its service, its image and its revisions go with it."""
         found = self._found(app)
+        if found.get("state") == "DEPLOYING":
+            raise self._busy(app, "changed")
         spec = AppSpec.from_json(apps.asked(found), Scaling()).spec
         if spec.models:
             self._readers.forget(app, spec.models)
@@ -214,6 +219,17 @@ class FunctionsPlatform:
         """Return the definition of a custom role of who deploys this."""
         return custom_role(spec, self._settings)
 
+    def _check_owner(self, app: AppSpec, found: Mapping[str, Any]) -> None:
+        if found.get("state") == "DELETING":
+            raise self._busy(app.app, "deleted")
+        if apps.app_of(found) != app.app or apps.labels_of(found).get(LABEL) != app.spec.labels.get(LABEL):
+            message = f"function {app.app!r} exists and is not of this deployment: delete it, or choose another name"
+            raise AppError(ErrorCode.ALREADY_EXISTS, message)
+
+    def _busy(self, app: str, verb: str) -> AppError:
+        message = f"function {app!r} is being {verb}: try again"
+        return AppError(ErrorCode.UNAVAILABLE, message, retry_after=timedelta(seconds=self._settings.retry_s))
+
     @property
     def _collection(self) -> str:
         return f"/v2/{self._api.location}/functions"
@@ -224,15 +240,3 @@ class FunctionsPlatform:
 
 def _built_of(spec: FunctionSpec) -> tuple[Artifact, str, Any]:
     return spec.artifact, spec.python, dict(spec.options)
-
-
-def _busy(app: str) -> AppError:
-    return AppError(ErrorCode.UNAVAILABLE, f"function {app!r} is being changed: try again", retry_after=BUSY)
-
-
-def _check_owner(app: AppSpec, found: Mapping[str, Any]) -> None:
-    if found.get("state") == "DELETING":
-        raise AppError(ErrorCode.UNAVAILABLE, f"function {app.app!r} is being deleted: try again", retry_after=BUSY)
-    if apps.app_of(found) != app.app or apps.labels_of(found).get(LABEL) != app.spec.labels.get(LABEL):
-        message = f"function {app.app!r} exists and is not of this deployment: delete it, or choose another name"
-        raise AppError(ErrorCode.ALREADY_EXISTS, message)
