@@ -58,11 +58,30 @@ class Access:
             scopes: Of these the caller's token needs one.
 
         Raises:
-            ServiceError: The caller shows no good token (401), or the API is disabled (403, `SERVICE_DISABLED`).
+            ServiceError: The caller shows no good token (401), the API is disabled (403, `SERVICE_DISABLED`), or the call is to be
+                counted for a project that the caller may not use.
         """
         principal = self.identities.read_access_token(call.headers.get("Authorization", ""), service, scopes)
         self.demand_service(service)
+        self._demand_billing(
+            principal, service, call.headers.get("x-goog-user-project") or call.query.get("userProject", "")
+        )
         return principal
+
+    def _demand_billing(self, principal: Principal, service: str, project: str) -> None:
+        """Let a caller have a call counted for a project, where it names one."""
+        known = {self.identities.project, self.identities.number}
+        if not project or (project in known and self.allows(principal, "serviceusage.services.use", self._project)):
+            return
+        message = (
+            f"Caller does not have required permission to use project {project}. Grant the caller the "
+            "roles/serviceusage.serviceUsageConsumer role, or a custom role with the serviceusage.services.use permission, by "
+            f"visiting https://console.developers.google.com/iam-admin/iam/project?project={project} and then retry. "
+            "Propagation of the new permission may take a few minutes."
+        )
+        metadata = {"service": service, "consumer": f"projects/{project}"}
+        info = {"@type": ERROR_INFO, "reason": "USER_PROJECT_DENIED", "domain": "googleapis.com", "metadata": metadata}
+        raise ServiceError("PERMISSION_DENIED", message, details=[info], reason="forbidden")
 
     def demand_service(self, service: str) -> None:
         """Let a call to an API through where that is enabled.

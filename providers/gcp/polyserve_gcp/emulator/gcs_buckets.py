@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from polyserve_gcp.emulator.access import Access
 from polyserve_gcp.emulator.bindings import CONDITIONAL
 from polyserve_gcp.emulator.errors import ServiceError
 from polyserve_gcp.emulator.gcs_catalog import CLASSES, Bucket, Catalog, check_bucket_name, now_text
-from polyserve_gcp.emulator.gcs_conditions import read_conditions
+from polyserve_gcp.emulator.gcs_conditions import read_conditions, read_number
 from polyserve_gcp.emulator.gcs_errors import absent, bad, forbidden
 from polyserve_gcp.emulator.gcs_objects import Caller, Objects
 from polyserve_gcp.emulator.gcs_server import FakeGcs
@@ -42,6 +43,8 @@ class Buckets:
 
     def __init__(self, catalog: Catalog, server: FakeGcs, objects: Objects, access: Access) -> None:
         self._catalog, self._server, self._objects, self._access = catalog, server, objects, access
+        # Of two who make or delete buckets at the same time one comes after the other.
+        self._changing = asyncio.Lock()
 
     async def create(self, call: Call, caller: Caller, url: str) -> Answer:
         """Make a bucket."""
@@ -49,15 +52,21 @@ class Buckets:
         self._demand_project(caller, "storage.buckets.create", project)
         given, name = call.json, str(call.json.get("name", ""))
         check_bucket_name(name)
-        if name in self._catalog.buckets:
-            message = "Your previous request to create the named bucket succeeded and you already own it."
-            raise ServiceError("ALREADY_EXISTS", message, reason="conflict")
         fields = self._read(given)
-        made = await self.make(name, fields)
+        async with self._changing:
+            if name in self._catalog.buckets:
+                message = "Your previous request to create the named bucket succeeded and you already own it."
+                raise ServiceError("ALREADY_EXISTS", message, reason="conflict")
+            made = await self._make(name, fields)
         return json_answer(200, made.show(url, self._access.identities.number))
 
-    async def make(self, name: str, fields: Mapping[str, Any]) -> Bucket:
-        """Make a bucket without asking."""
+    async def ensure(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Make a bucket where there is none, without asking."""
+        async with self._changing:
+            if name not in self._catalog.buckets:
+                await self._make(name, fields)
+
+    async def _make(self, name: str, fields: Mapping[str, Any]) -> Bucket:
         location = str(fields.get("location") or "US").upper()
         soft = {"retentionDurationSeconds": "604800", "effectiveTime": now_text()}
         usual = {
@@ -67,9 +76,8 @@ class Buckets:
             }, "softDeletePolicy": soft,
         }  # fmt: skip
         made = Bucket(name=name, fields={**usual, **fields, "location": location})
-        # Known at once, so that of two who make it one is told that it is there.
-        self._catalog.buckets[name] = made
         await self._server.add_bucket(name, versioning=made.versioning)
+        self._catalog.buckets[name] = made
         project = self._access.identities.project
         owners = [f"projectOwner:{project}", f"projectEditor:{project}"]
         self._access.put_policy(
@@ -86,7 +94,7 @@ class Buckets:
         """List the buckets of the project."""
         self._demand_project(caller, "storage.buckets.list", call.query.get("project", ""))
         prefix, after = call.query.get("prefix", ""), call.query.get("pageToken", "")
-        limit = min(max(int(call.query.get("maxResults") or 1000), 1), 1000)
+        limit = min(max(read_number(call.query, "maxResults", 1000), 1), 1000)
         names = [name for name in sorted(self._catalog.buckets) if name.startswith(prefix) and name > after]
         number = self._access.identities.number
         shown: dict[str, Any] = {"kind": "storage#buckets"}
@@ -107,8 +115,10 @@ class Buckets:
             return json_answer(200, found.show(url, number))
         if call.method == "DELETE":
             self._objects.demand(caller, "storage.buckets.delete", name)
-            conditions.check(found)
-            await self._remove(found)
+            async with self._changing:
+                found = self._catalog.bucket(name)
+                conditions.check(found)
+                await self._remove(found)
             return Answer(204)
         if call.method not in {"PATCH", "PUT"}:
             raise absent(f"{call.method} on buckets")
@@ -130,8 +140,7 @@ class Buckets:
 
     def answer_policy(self, call: Call, caller: Caller, name: str) -> Answer:
         """Answer a call on the policy of a bucket."""
-        self._catalog.bucket(name)
-        resource = f"projects/_/buckets/{name}"
+        found, resource = self._catalog.bucket(name), f"projects/_/buckets/{name}"
         if call.raw_path.endswith("/testPermissions"):
             wanted = re.findall(r"(?:^|&)permissions=([^&]*)", call.raw_query)
             allowed = self._access.test(caller.principal, wanted, resource)
@@ -139,9 +148,10 @@ class Buckets:
             return json_answer(200, {"kind": "storage#testIamPermissionsResponse", **more})
         if call.method == "GET":
             self._objects.demand(caller, "storage.buckets.getIamPolicy", name)
-            policy, version = self._access.policy(resource), int(call.query.get("optionsRequestedPolicyVersion") or 1)
+            policy, version = self._access.policy(resource), read_number(call.query, "optionsRequestedPolicyVersion", 1)
         elif call.method == "PUT":
             self._objects.demand(caller, "storage.buckets.setIamPolicy", name)
+            _check_prevention(found, call.json)
             try:
                 policy, version = self._access.set_policy(resource, call.json), CONDITIONAL
             except ServiceError as error:
@@ -153,7 +163,7 @@ class Buckets:
         return json_answer(200, {"kind": "storage#policy", "resourceId": resource, **policy.show(version)})
 
     async def _remove(self, found: Bucket) -> None:
-        if found.live or found.old:
+        if found.live or found.old or found.writers:
             raise ServiceError("ALREADY_EXISTS", "The bucket you tried to delete is not empty.", reason="conflict")
         del self._catalog.buckets[found.name]
         self._access.forget(f"projects/_/buckets/{found.name}")
@@ -189,6 +199,15 @@ class Buckets:
                 )
         kept = {name: given[name] for name in _WRITABLE if name in given}
         return kept if partial else {name: value for name, value in kept.items() if value is not None}
+
+
+def _check_prevention(found: Bucket, given: Mapping[str, Any]) -> None:
+    """Refuse a policy that opens a bucket to everybody, where its owner has prevented that."""
+    everybody = {"allUsers", "allAuthenticatedUsers"}
+    opened = any(not everybody.isdisjoint(one.get("members") or ()) for one in given.get("bindings") or ())
+    if opened and found.fields["iamConfiguration"].get("publicAccessPrevention") == "enforced":
+        message = "The member bindings allUsers and allAuthenticatedUsers are not allowed since public access prevention is enforced."
+        raise ServiceError("FAILED_PRECONDITION", message, status=412, reason="conditionNotMet")
 
 
 def _merge(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import base64
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -100,6 +101,7 @@ class Bucket:
         metageneration: Counts the changes of that.
         live: The live objects by their names.
         old: Old generations by their names and numbers.
+        writers: How many write into it right now.
     """
 
     name: str
@@ -109,6 +111,16 @@ class Bucket:
     updated: str = ""
     live: dict[str, StoredObject] = field(default_factory=dict)
     old: dict[str, dict[int, StoredObject]] = field(default_factory=dict)
+    writers: int = 0
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Have it stay while something is written into it."""
+        self.writers += 1
+        try:
+            yield
+        finally:
+            self.writers -= 1
 
     @property
     def etag(self) -> str:

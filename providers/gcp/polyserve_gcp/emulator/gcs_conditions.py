@@ -90,13 +90,19 @@ def read_xml_conditions(headers: Mapping[str, str]) -> Conditions:
     )  # fmt: skip
 
 
-def read_number(given: Mapping[str, str], name: str) -> int:
-    """Return a number out of a query, such as a generation; 0 where it is not given.
+def read_number(given: Mapping[str, str], name: str, usual: int = 0) -> int:
+    """Return a number out of a query or header fields, such as a generation.
+
+    Args:
+        given: The query or the header fields.
+        name: Its name.
+        usual: What it is where it is not given.
 
     Raises:
         ServiceError: It is no number.
     """
-    return _number(given, name) or 0
+    found = _number(given, name)
+    return usual if found is None else found
 
 
 def _number(given: Mapping[str, str], name: str) -> int | None:

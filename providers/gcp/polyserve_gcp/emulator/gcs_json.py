@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_gcp.emulator.errors import ServiceError
 from polyserve_gcp.emulator.gcs_catalog import StoredObject
-from polyserve_gcp.emulator.gcs_conditions import read_conditions, read_number
+from polyserve_gcp.emulator.gcs_conditions import Conditions, read_conditions, read_number
 from polyserve_gcp.emulator.gcs_errors import absent, bad, format_media
 from polyserve_gcp.emulator.gcs_objects import Caller, Objects, Source, Writing
 from polyserve_gcp.emulator.gcs_server import Content
@@ -54,7 +54,9 @@ class JsonApi:
         query = call.query
         if call.method == "GET" and query.get("alt") == "media":
             try:
-                return await serve_media(self.objects, call, caller, bucket, name)
+                return await serve_media(
+                    self.objects, call, caller, (bucket, name), read_conditions(query, call.headers)
+                )
             except ServiceError as error:
                 if error.status in {401, 403}:
                     raise
@@ -94,13 +96,7 @@ class JsonApi:
 
     async def _compose(self, call: Call, caller: Caller, parts: list[str], url: str) -> Answer:
         given = read_body(call)
-        sources = [
-            Source(
-                bucket=parts[0], name=str(one.get("name", "")), generation=int(one.get("generation") or 0),
-                conditions=read_conditions({name: str(value) for name, value in (one.get("objectPreconditions") or {}).items()}),
-            )
-            for one in given.get("sourceObjects") or ()
-        ]  # fmt: skip
+        sources = [_read_component(parts[0], one) for one in given.get("sourceObjects") or ()]
         writing = Writing(
             bucket=parts[0], name=parts[1], fields=given.get("destination") or {}, conditions=read_conditions(call.query),
             kms_key=call.query.get("kmsKeyName", ""),
@@ -108,19 +104,21 @@ class JsonApi:
         return json_answer(200, (await self.objects.compose(caller, sources, writing)).show(url))
 
 
-async def serve_media(objects: Objects, call: Call, caller: Caller, bucket: str, name: str) -> Answer:
+async def serve_media(
+    objects: Objects, call: Call, caller: Caller, place: tuple[str, str], conditions: Conditions
+) -> Answer:
     """Answer with what an object holds, or with the part of it that is asked for.
 
     Args:
         objects: The operations on objects.
         call: The request.
         caller: Who asks.
-        bucket: The object's bucket.
-        name: Its name.
+        place: The object's bucket and name.
+        conditions: What must be there.
     """
-    generation, conditions = read_number(call.query, "generation"), read_conditions(call.query, call.headers)
+    generation = read_number(call.query, "generation")
     headers = {key.lower(): value for key, value in call.headers.items()}
-    found, content = await objects.read(caller, bucket, name, headers, generation=generation, conditions=conditions)
+    found, content = await objects.read(caller, *place, headers, generation=generation, conditions=conditions)
     if content.status == 416:
         asked = call.headers.get("Range", "")
         message = f"The requested range cannot be satisfied: {asked} of {found.size} bytes."
@@ -193,6 +191,15 @@ def _read_copy(
         kms_key=query.get("destinationKmsKeyName", ""),
     )
     return source, writing
+
+
+def _read_component(bucket: str, given: Mapping[str, Any]) -> Source:
+    said = {"generation": str(given.get("generation") or "")}
+    said |= {name: str(value) for name, value in (given.get("objectPreconditions") or {}).items()}
+    return Source(
+        bucket=bucket, name=str(given.get("name", "")), generation=read_number(said, "generation"),
+        conditions=read_conditions(said),
+    )  # fmt: skip
 
 
 def _says_something(given: Mapping[str, Any]) -> bool:

@@ -154,7 +154,8 @@ class Objects:
         check_sums(body, writing.md5, writing.crc32c)
         async with self._locked((writing.bucket, writing.name)):
             place = self._check_target(caller, writing)
-            said = await self._server.put(writing.bucket, writing.name, fields, body)
+            with place.written():
+                said = await self._server.put(writing.bucket, writing.name, fields, body)
             return self._keep(place, writing, said, fields)
 
     def check_writing(self, caller: Caller, writing: Writing) -> dict[str, Any]:
@@ -228,7 +229,10 @@ class Objects:
             fields = read_fields({**(found.fields if not replace else {}), **writing.fields})
             if fields.get("contentEncoding", "") != found.fields.get("contentEncoding", ""):
                 raise absent("change of contentEncoding")
-            said = await self._server.copy((found.bucket, found.name, found.generation), writing.bucket, writing.name)
+            with place.written():
+                said = await self._server.copy(
+                    (found.bucket, found.name, found.generation), writing.bucket, writing.name
+                )
             made = self._keep(place, writing, said, fields)
             made.md5, made.components = found.md5, found.components
             return made
@@ -244,7 +248,10 @@ class Objects:
             found = self._live(caller, place, source.name, source.generation)
             source.conditions.check(found)
             self._check_target(caller, writing)
-            said = await self._server.copy((found.bucket, found.name, found.generation), writing.bucket, writing.name)
+            with place.written():
+                said = await self._server.copy(
+                    (found.bucket, found.name, found.generation), writing.bucket, writing.name
+                )
             made = self._keep(place, writing, said, found.fields)
             made.md5, made.components = found.md5, found.components
             await self._server.remove(source.bucket, source.name)
@@ -267,7 +274,8 @@ class Objects:
                     raise no_object(one.bucket, one.name)
                 wanted.conditions.check(one)
             fields = read_fields(writing.fields)
-            said = await self._server.compose(writing.bucket, [one.name for one in found], writing.name, fields)
+            with place.written():
+                said = await self._server.compose(writing.bucket, [one.name for one in found], writing.name, fields)
             components = sum(one.components or 1 for one in found)
             made = self._keep(place, writing, said, fields)
             made.md5, made.components = "", components

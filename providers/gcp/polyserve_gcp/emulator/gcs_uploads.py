@@ -14,7 +14,7 @@ from urllib.parse import quote
 from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_gcp.emulator.errors import ServiceError
 from polyserve_gcp.emulator.gcs_catalog import StoredObject
-from polyserve_gcp.emulator.gcs_conditions import read_conditions
+from polyserve_gcp.emulator.gcs_conditions import read_conditions, read_number
 from polyserve_gcp.emulator.gcs_errors import bad
 from polyserve_gcp.emulator.gcs_objects import Caller, Objects, Writing
 
@@ -78,7 +78,7 @@ class Uploads:
         if kind == "resumable":
             given = _object(call.body)
             named = given.get("contentType") or call.headers.get("X-Upload-Content-Type")
-            size = int(call.headers.get("X-Upload-Content-Length") or -1)
+            size = read_number(call.headers, "X-Upload-Content-Length", -1)
             location, _ = self.begin(caller, _writing(call, bucket, {**given, "contentType": named}), url, size)
             return Answer(200, {"location": location, "x-guploader-uploadid": location.rpartition("=")[2]})
         raise bad(f"Invalid upload type: '{kind}'; it is one of media, multipart, resumable.")

@@ -58,7 +58,7 @@ class XmlApi:
         if call.headers.get("x-goog-copy-source"):
             raise absent("copies in the XML API")
         if call.method == "GET":
-            return await serve_media(self._objects, call, caller, bucket, name)
+            return await serve_media(self._objects, call, caller, (bucket, name), read_xml_conditions(call.headers))
         if call.method == "HEAD":
             found = self._objects.find(caller, bucket, name, read_number(query, "generation"))
             read_xml_conditions(call.headers).check(found, reading=True)
@@ -98,7 +98,7 @@ class XmlApi:
             raise ServiceError("NOT_FOUND", "The requested upload was not found.", reason="NoSuchUpload")
         if call.method == "PUT":
             self._objects.demand(caller, "storage.objects.create", bucket, name)
-            number = int(call.query.get("partNumber") or 0)
+            number = read_number(call.query, "partNumber")
             if not 1 <= number <= 10000:
                 raise bad(f"partNumber is {number}, and must be between 1 and 10000.", "InvalidArgument")
             sums = read_sums(call.headers)
@@ -128,7 +128,7 @@ class XmlApi:
         for part in root.iter():
             if part.tag.rpartition("}")[2] == "Part":
                 texts = {one.tag.rpartition("}")[2]: (one.text or "").strip() for one in part}
-                named.append((int(texts.get("PartNumber") or 0), texts.get("ETag", "").strip('"')))
+                named.append((read_number(texts, "PartNumber"), texts.get("ETag", "").strip('"')))
         numbers = [number for number, _ in named]
         if not named or numbers != sorted(set(numbers)):
             raise bad("The list of parts was not in ascending order.", "InvalidPartOrder")

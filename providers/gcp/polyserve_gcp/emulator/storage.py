@@ -88,8 +88,7 @@ class Storage:
 
     async def ensure_bucket(self, name: str, location: str) -> None:
         """Make a bucket where there is none, as Google's own services make theirs: without asking who may."""
-        if name not in self.catalog.buckets:
-            await self._buckets.make(name, {"location": location})
+        await self._buckets.ensure(name, {"location": location})
 
     async def read_object(self, bucket: str, name: str, generation: int = 0) -> bytes:
         """Return what an object holds, without asking who may.
@@ -143,6 +142,7 @@ class Storage:
         return f"{self.url}{path}?{written}&X-Goog-Signature={signature.hex()}"
 
     def _caller(self, call: Call) -> Caller:
+        _refuse_absent(call)
         if not call.headers.get("Authorization"):
             self._access.demand_service(SERVICE)
             return Caller()
@@ -191,9 +191,20 @@ class Storage:
             raise absent("calls to the XML API on buckets")
         if is_signed(call):
             self._access.demand_service(SERVICE)
+            _refuse_absent(call)
             caller = Caller(read_signature(call, self._identities))
         else:
             caller = self._caller(call)
         if "\x00" in unquote(name):
             raise bad("The specified object name is not valid.", "InvalidObjectName")
         return await self._xml.answer(call, caller, unquote(bucket), unquote(name), self.url)
+
+
+def _refuse_absent(call: Call) -> None:
+    """Refuse what would change the meaning of any call, and is not emulated."""
+    for name in ("x-goog-encryption-algorithm", "x-goog-copy-source-encryption-algorithm"):
+        if name in call.headers:
+            raise absent("encryption with keys that come along with a call")
+    for name in ("predefinedAcl", "predefinedDefaultObjectAcl", "destinationPredefinedAcl"):
+        if call.query.get(name):
+            raise bad(f"Cannot use {name} with a bucket that has uniform bucket-level access enabled.")

@@ -87,6 +87,18 @@ class TestRefusals:
         assert status == 403
         assert permission_of(refusal) == "resourcemanager.projects.get"
 
+    def test_a_call_is_counted_for_a_project_that_the_caller_may_use(self, ground: Any, bucket: Any) -> None:
+        place = f"{ground.endpoint('storage')}/storage/v1/b/{bucket.name}"
+        field = {"x-goog-user-project": "polyserve-emulated"}
+        admin = ground.account("roles/storage.admin")
+        refused = AuthorizedSession(admin.with_scopes(SCOPES)).get(place, headers=field)
+        assert refused.status_code == 403
+        assert refused.json()["error"]["details"][0]["reason"] == "USER_PROJECT_DENIED"
+        assert "serviceusage.services.use" in refused.json()["error"]["message"]
+        owner = AuthorizedSession(ground.deployer().with_scopes(SCOPES))
+        assert owner.get(place, headers=field).status_code == 200
+        assert owner.get(place, headers={"x-goog-user-project": "somebody-elses"}).status_code == 403
+
     def test_storage_says_who_lacks_what(self, ground: Any, bucket: Any) -> None:
         reader = ground.account("roles/storage.objectViewer")
         mine = ground.client(reader).bucket(bucket.name)

@@ -76,6 +76,39 @@ class TestBuckets:
         with pytest.raises(exceptions.MethodNotImplemented, match="retention"):
             kept.create(**ONCE)
 
+    def test_what_is_kept_from_the_public_is_not_opened_to_it(self, client: storage.Client) -> None:
+        kept = client.bucket(f"bucket-{uuid.uuid4().hex}")
+        kept.iam_configuration.public_access_prevention = "enforced"
+        with pytest.raises(exceptions.MethodNotImplemented, match="without uniform access"):
+            kept.create(**ONCE)
+        kept.iam_configuration.uniform_bucket_level_access_enabled = True
+        kept.create()
+        policy = kept.get_iam_policy(requested_policy_version=3)
+        policy.bindings.append({"role": "roles/storage.objectViewer", "members": {"allUsers"}})
+        with pytest.raises(exceptions.PreconditionFailed, match="public access prevention is enforced"):
+            kept.set_iam_policy(policy, **ONCE)
+        assert kept.iam_configuration.uniform_bucket_level_access_enabled
+        with pytest.raises(exceptions.BadRequest, match="uniform bucket-level access"):
+            kept.blob("x").upload_from_string("1", predefined_acl="publicRead", **ONCE)
+
+    def test_of_many_who_make_one_bucket_one_does_and_all_use_it(self, ground: Any) -> None:
+        clients, start, name = [ground.client() for _ in range(4)], threading.Barrier(4), f"bucket-{uuid.uuid4().hex}"
+
+        def go(number: int) -> int:
+            start.wait()
+            try:
+                clients[number].create_bucket(name, **ONCE)
+            except exceptions.Conflict:
+                made = 0
+            else:
+                made = 1
+            clients[number].bucket(name).blob(str(number)).upload_from_string("1", **ONCE)
+            return made
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(go, range(4))) == 1
+        assert names(clients[0].list_blobs(name)) == ["0", "1", "2", "3"]
+
     def test_a_policy_is_read_set_and_obeyed(self, ground: Any, bucket: storage.Bucket) -> None:
         reader = ground.account()
         mine = ground.client(reader).bucket(bucket.name)
@@ -258,6 +291,10 @@ class TestObjects:
         assert bucket.get_blob("x").kms_key_name == f"{key}/cryptoKeyVersions/1"
         with pytest.raises(exceptions.BadRequest, match="crypto key"):
             bucket.blob("y", kms_key_name="mine").upload_from_string("1", **ONCE)
+
+    def test_a_key_that_comes_along_is_refused_and_not_ignored(self, bucket: storage.Bucket) -> None:
+        with pytest.raises(exceptions.MethodNotImplemented, match="keys that come along"):
+            bucket.blob("x", encryption_key=b"k" * 32).upload_from_string("1", **ONCE)
 
     def test_many_threads_read_and_write(self, bucket: storage.Bucket, tmp_path: Any) -> None:
         def go(number: int) -> bool:
