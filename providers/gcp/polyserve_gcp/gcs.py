@@ -1,7 +1,7 @@
 """Cloud Storage as an object store: one bucket, keys as `keys` writes them, versions are generations.
 
-Small objects go up in one request, large ones by a resumable upload, piece by piece; each with a CRC32C that the service compares with what
-it got. Conditions are decided by the service, for a large object when its last piece is there.
+Small objects go up in one request, large ones by a resumable upload, piece by piece; each with a checksum that the service compares with
+what it got. Conditions are decided by the service, for a large object when its last piece is there.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class GcsStore:
         """Write an object, in one request where it is small."""
         blob = self._bucket.blob(encode_key(key), kms_key_name=self._kms_key, chunk_size=PIECE_BYTES)
         blob.metadata = dict(attrs.metadata)
-        how = {"content_type": attrs.content_type, "checksum": "crc32c", **_condition(key, attrs), **CALL}
+        how = {"content_type": attrs.content_type, "checksum": "auto", **_condition(key, attrs), **CALL}
         first = _read(body, SMALL_BYTES)
         with _in_few_words():
             if len(first) < SMALL_BYTES:

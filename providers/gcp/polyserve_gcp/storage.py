@@ -45,6 +45,8 @@ class Buckets:
 
                 native = self._credentials.native
                 session = AuthorizedSession(native, auth_request=self._credentials.transport)
+                # Else the default of a `.netrc` would take the place of the token.
+                session.auth = _as_it_is
                 for scheme in ("https://", "http://"):
                     session.mount(scheme, HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS, max_retries=0))
                 # Where nothing is named, the SDK's own variables decide.
@@ -120,3 +122,8 @@ class Buckets:
             opened, self._opened = self._opened, None
         if opened is not None:
             opened[0].close()
+
+
+def _as_it_is(request: Any) -> Any:
+    """Authorize nothing: the session has done that."""
+    return request

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,13 +62,7 @@ def said(message: str) -> dict[str, Any]:
 @verbs
 @pytest.mark.parametrize(
     ("status", "code"),
-    [
-        (429, ErrorCode.RESOURCE_EXHAUSTED),
-        (500, ErrorCode.UNAVAILABLE),
-        (503, ErrorCode.UNAVAILABLE),
-        (408, ErrorCode.UNAVAILABLE),
-        (404, ErrorCode.NOT_FOUND),
-    ],
+    [(429, ErrorCode.RESOURCE_EXHAUSTED), (503, ErrorCode.UNAVAILABLE)],
 )
 def test_each_call_is_made_once_and_its_error_says_what_the_service_said(
     google: Any, store: GcsStore, verb: Callable[[GcsStore], Any], status: int, code: ErrorCode
@@ -151,6 +146,18 @@ def test_a_large_object_goes_up_in_pieces_under_the_customers_key_and_its_condit
     assert (len(first.body), len(last.body)) == (PIECE_BYTES, 5)
     assert last.headers["content-range"] == end
     assert (meta.size, meta.version, meta.metadata) == (len(LARGE), "7", {"a": "b"})
+
+
+def test_no_password_of_the_users_takes_the_place_of_the_token(
+    google: Any, store: GcsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    google.refuse = {"GET": (200, OBJECT)}
+
+    store.head("k")
+
+    assert calls(google)[0].headers["authorization"] == "Bearer secret-access-1"
 
 
 def test_what_is_small_is_written_in_one_request_with_its_checksum(google: Any, store: GcsStore) -> None:
