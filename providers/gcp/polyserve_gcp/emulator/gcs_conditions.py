@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from polyserve_gcp.emulator.errors import ServiceError
 from polyserve_gcp.emulator.gcs_catalog import Bucket, StoredObject
-from polyserve_gcp.emulator.gcs_errors import bad, unmet
+from polyserve_gcp.emulator.gcs_errors import absent, bad, unmet
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,31 +26,24 @@ class Conditions:
 
         Args:
             found: What is there.
-            reading: Whether the call only reads, which is then answered with "not modified" where another generation is wanted.
+            reading: Whether the call only reads: others have no conditions on ETags.
 
         Raises:
-            ServiceError: One does not hold: 412, or 304.
+            ServiceError: One does not hold: 412, or 304 where something has to be another and is the same ("Request
+                preconditions", read 2026-11-21).
         """
+        if not reading and (self.etags or self.not_etags):
+            raise absent("conditions on ETags for calls that change something")
         generation = found.generation if isinstance(found, StoredObject) else 0
         metageneration = found.metageneration if found is not None else 0
         etag = found.etag if found is not None else ""
-        if self.generation is not None and self.generation != generation:
+        if self.generation not in {None, generation} or self.metageneration not in {None, metageneration}:
             raise unmet()
-        if self.metageneration is not None and self.metageneration != metageneration:
+        if self.etags and etag not in self.etags and "*" not in self.etags:
             raise unmet()
-        if self.etags and etag not in self.etags and not ("*" in self.etags and found is not None):
-            raise unmet()
-        same = (
-            self.not_generation == generation
-            or (self.not_metageneration is not None and self.not_metageneration == metageneration)
-            or (bool(self.not_etags) and found is not None and (etag in self.not_etags or "*" in self.not_etags))
-        )
-        if same:
-            raise (
-                ServiceError("FAILED_PRECONDITION", "Not Modified", status=304, headers={"etag": etag})
-                if reading
-                else unmet()
-            )
+        known = etag in self.not_etags or "*" in self.not_etags
+        if known or self.not_generation == generation or self.not_metageneration == metageneration:
+            raise ServiceError("FAILED_PRECONDITION", "Not Modified", status=304, headers={"etag": etag})
 
 
 NONE = Conditions()
@@ -82,8 +75,10 @@ def read_xml_conditions(headers: Mapping[str, str]) -> Conditions:
     """Return the preconditions of a call to the XML API.
 
     Raises:
-        ServiceError: One is no number.
+        ServiceError: One is no number, or is about dates.
     """
+    if "If-Modified-Since" in headers or "If-Unmodified-Since" in headers:
+        raise absent("conditions on dates")
     return Conditions(
         _number(headers, "x-goog-if-generation-match"), None, _number(headers, "x-goog-if-metageneration-match"), None,
         _etags(headers, "If-Match"), _etags(headers, "If-None-Match"),

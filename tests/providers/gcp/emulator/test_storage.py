@@ -332,7 +332,7 @@ class TestConditions:
         blob, first = twice
         with pytest.raises(exceptions.PreconditionFailed):
             blob.upload_from_string("3", if_generation_match=first, **ONCE)
-        with pytest.raises(exceptions.PreconditionFailed):
+        with pytest.raises(exceptions.NotModified):
             blob.upload_from_string("3", if_generation_not_match=blob.generation, **ONCE)
         with pytest.raises(exceptions.PreconditionFailed):
             blob.upload_from_string("3", if_metageneration_match=7, **ONCE)
