@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import polyserve
-from polyserve.bundle import members, slimming, tarring, tracing, wheels, zipping
-from polyserve.bundle.compiling import byte_code
-from polyserve.bundle.contents import Content, Contents, of_file, of_text
-from polyserve.bundle.layers import LEVEL
+from polyserve.bundle import members, preparing, slimming, tarring, tracing, wheels, zipping
+from polyserve.bundle.contents import Content, Contents, Packed, of_file, of_text
 from polyserve.bundle.target import MACHINES, Target
 from polyserve.driver import BundleForm, ProviderInfo
 from polyserve.errors import PackageError
@@ -81,6 +79,7 @@ class _Made:
     parts: dict[str, Contents]
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    compressed: Mapping[str, Packed] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, Content]:
@@ -135,7 +134,7 @@ def build(
         if info.bundle.dependencies is not None:
             _add_dependencies(made, package, info, target=target, slim=slim, report=report)
         if info.bundle.dependencies is not None or info.bundle.requirements_file is not None:
-            _add_byte_code(made, info, python, report)
+            _prepare(made, info, python, report)
         pack = partial(_pack, package=package, target=f"{python}\0{architecture}", form=info.bundle, report=report)
         bundle = pack(made)
         if _BYTE_CODE in made.parts and bundle.size > (info.limits.bundle_bytes or bundle.size):
@@ -186,7 +185,7 @@ def _add_dependencies(
     if slim != "off":
         slimmed = slimming.standard(files)
         files, made.dropped = slimmed.files, slimmed.dropped
-    prefix = "" if info.bundle.dependencies == "." else f"{info.bundle.dependencies}/"
+    prefix = _prefix(info)
     if slim == "traced":
         traced = tracing.traced(package, made.files, files, prefix, target, report=report)
         made.dropped = {**made.dropped, **traced.dropped}
@@ -200,22 +199,37 @@ def _add_dependencies(
     made.parts[_DEPENDENCIES] = placed
 
 
-def _add_byte_code(made: _Made, info: ProviderInfo, python: str, report: Report) -> None:
-    """Add byte-code of all that is imported; not of the package, whose files are verified and where an extra one is refused."""
-    compiled: dict[str, Content] = {}
-    for part in ("runtime", "entrypoint", _DEPENDENCIES):
-        found = byte_code(made.parts.get(part, {}), python, report=report)
-        if found is None:
-            made.notes.append(
-                f"no byte-code, so that the first answer takes longer: only Python {python} makes it, and there is none here; "
-                f"put a python{python} on the PATH"
-            )
-            return
-        compiled.update(found)
-    made.parts[_BYTE_CODE] = compiled
+def _prepare(made: _Made, info: ProviderInfo, python: str, report: Report) -> None:
+    """Compress all that other bundles have, too, and compile it; not the package, whose files are verified: an extra one is refused."""
+    prefix = _prefix(info)
+    groups: list[tuple[str, dict[str, Content]]] = [("", {**made.parts["runtime"], **made.parts["entrypoint"]})]
+    owned: dict[str, dict[str, Content]] = {}
+    for path, content in made.parts.get(_DEPENDENCIES, {}).items():
+        # Without the prefix, a distribution is the same for every platform.
+        owned.setdefault(content.owner, {})[path.removeprefix(prefix)] = content
+    groups += [(prefix, files) for files in owned.values()]
+    ready = preparing.prepare([files for _, files in groups], python, report=report)
+    made.compressed = ready.compressed
+    if ready.byte_code is None:
+        made.notes.append(
+            f"no byte-code, so that the first answer takes longer: only Python {python} makes it, and there is none here; "
+            f"put a python{python} on the PATH"
+        )
+        return
+    made.parts[_BYTE_CODE] = {
+        f"{before}{path}": content
+        for (before, _), found in zip(groups, ready.byte_code, strict=True)
+        for path, content in found.items()
+    }
     limit = info.limits.bundle_unpacked_bytes
     if limit is not None and sum(map(made.size, made.parts)) > limit:
         _leave_byte_code(made, "with it the bundle would be larger than the platform takes")
+
+
+def _prefix(info: ProviderInfo) -> str:
+    """Return where the dependencies are within a bundle: empty, or a directory with a slash at its end."""
+    place = info.bundle.dependencies
+    return "" if place in {None, "."} else f"{place}/"
 
 
 def _leave_byte_code(made: _Made, reason: str) -> None:
@@ -226,7 +240,7 @@ def _leave_byte_code(made: _Made, reason: str) -> None:
 
 def _pack(made: _Made, *, package: ModelPackage, target: str, form: BundleForm, report: Report) -> Bundle:
     files = made.files
-    written = f"{zipping.FORMAT}\0{members.CODEC}" if form.archive == "zip" else f"{tarring.FORMAT}\0{LEVEL}"
+    written = f"{zipping.FORMAT if form.archive == 'zip' else tarring.FORMAT}\0{members.CODEC}"
     key = hashlib.sha256(f"{FORMAT}\0{written}\0{package.digest}\0{target}\0".encode())
     for inside in sorted(files):
         key.update(f"{inside}\0{files[inside].key}\0{files[inside].executable:d}\0".encode())
@@ -235,7 +249,8 @@ def _pack(made: _Made, *, package: ModelPackage, target: str, form: BundleForm, 
     if digest is None:
         report(f"packing {len(files)} files")
         package.verify()
-        digest = _write(path, files, zipping.write if form.archive == "zip" else tarring.write)
+        zipped = partial(zipping.write, compressed=made.compressed)
+        digest = _write(path, files, zipped if form.archive == "zip" else tarring.write)
     sizes = {part: made.size(part) for part in made.parts}
     owned: dict[str, int] = {}
     for content in made.parts.get(_DEPENDENCIES, {}).values():

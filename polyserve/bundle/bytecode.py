@@ -5,22 +5,25 @@ archive have a fixed date, which a timestamp would contradict.
 
 The same source gives the same bytes in any process. The compiler does not promise that: which equal constants are one object, which strings
 are interned and what is referred to more than once, all of which marshal writes down, depend on whatever else lives in the process. So
-every constant is replaced by the one of its value, interned where it is text, and held here. Columns, which patch versions of Python
+every constant is replaced by the one of its value, interned where it is text. Columns, which patch versions of Python
 reckon differently, are left out by `-X no_debug_ranges`: tracebacks have lines, and a tenth of the size is saved.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
-import json
 import marshal
-import os
+import struct
 import sys
 import types
 import warnings
 from typing import Any
 
-__all__ = ["compiled", "path_of"]
+__all__ = ["BUFFER", "compiled", "path_of"]
+
+BUFFER = 256 << 10
+"""How many bytes go to or from a process that compiles at a time."""
 
 
 def path_of(path: str, python: str) -> str:
@@ -51,59 +54,76 @@ class _Constants:
     """The constants of one module: one object for each value."""
 
     def __init__(self) -> None:
-        self._known: dict[object, object] = {}
+        # Texts and bytes by themselves, code by its id, everything else by its type and value.
+        self._known: dict[object, Any] = {}
 
     def code(self, code: types.CodeType) -> types.CodeType:
         """Return the code with its constants and names replaced, and hold it."""
+        known, intern = self._known, sys.intern
+        file, name, qualified = intern(code.co_filename), intern(code.co_name), intern(code.co_qualname)
         made = code.replace(
-            co_consts=self._tuple(code.co_consts),
-            co_names=self._tuple(code.co_names),
-            co_varnames=self._tuple(code.co_varnames),
-            co_cellvars=self._tuple(code.co_cellvars),
-            co_freevars=self._tuple(code.co_freevars),
-            co_filename=self._one(code.co_filename)[1],
-            co_name=self._one(code.co_name)[1],
-            co_qualname=self._one(code.co_qualname)[1],
-            co_linetable=self._one(code.co_linetable)[1],
-            co_exceptiontable=self._one(code.co_exceptiontable)[1],
+            co_consts=self._one(code.co_consts)[1],
+            co_names=self._names(code.co_names),
+            co_varnames=self._names(code.co_varnames),
+            co_cellvars=self._names(code.co_cellvars),
+            co_freevars=self._names(code.co_freevars),
+            co_filename=known.setdefault(file, file),
+            co_name=known.setdefault(name, name),
+            co_qualname=known.setdefault(qualified, qualified),
+            co_linetable=known.setdefault(code.co_linetable, code.co_linetable),
+            co_exceptiontable=known.setdefault(code.co_exceptiontable, code.co_exceptiontable),
         )
-        self._known[id(made)] = made
+        known[id(made)] = made
         return made
 
-    def _tuple(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        made: tuple[Any, ...] = self._one(values)[1]
+    def _names(self, values: tuple[str, ...]) -> tuple[str, ...]:
+        # As `_one` does it, for the texts that most constants are.
+        if not values:
+            return values
+        known = self._known
+        made: tuple[str, ...] | None = known.get((tuple, values))
+        if made is None:
+            made = known[tuple, values] = tuple([known.setdefault(value, value) for value in map(sys.intern, values)])
         return made
 
     def _one(self, value: Any) -> tuple[object, Any]:
         """Return what tells a value from others, and the one object that has it. 0.0 and -0.0, 1 and True are different values."""
-        kind = type(value)
-        if kind is types.CodeType:
-            made = self.code(value)
-            return id(made), made
+        kind, known = type(value), self._known
+        if kind is str:
+            value = sys.intern(value)
+            value = known.setdefault(value, value)
+            return value, value
         if kind is tuple or kind is frozenset:
             parts = [self._one(part) for part in value]
             keys, values = [part[0] for part in parts], [part[1] for part in parts]
             key: object = (kind, tuple(keys) if kind is tuple else frozenset(keys))
-            return key, self._known.setdefault(key, kind(values))
+            return key, known.setdefault(key, kind(values))
+        if kind is types.CodeType:
+            made = self.code(value)
+            return id(made), made
+        if kind is bytes:
+            return value, known.setdefault(value, value)
         if kind is slice:
             parts = [self._one(part) for part in (value.start, value.stop, value.step)]
             key = (kind, tuple(part[0] for part in parts))
-            return key, self._known.setdefault(key, slice(*(part[1] for part in parts)))
-        if kind is str:
-            value = sys.intern(value)
-        key = (kind, repr(value) if kind in {float, complex} else value)
-        return key, self._known.setdefault(key, value)
+            return key, known.setdefault(key, slice(*(part[1] for part in parts)))
+        key = (kind, repr(value) if kind is float or kind is complex else value)
+        return key, known.setdefault(key, value)
 
 
 def _main() -> None:
-    """Compile each (source, path, result) of a JSON list on standard input; a result is written only where there is one."""
-    for source, path, result in json.load(sys.stdin):
-        with open(source, "rb") as file:
-            made = compiled(file.read(), path)
-        if made is not None:
-            os.makedirs(os.path.dirname(result), exist_ok=True)
-            with open(result, "wb") as file:
-                file.write(made)
+    """Compile what comes on standard input, and answer on standard output, one module after the other.
+
+    A module is the lengths of its path and of its source, then both; an answer is the length of the byte-code, then that, or -1.
+    """
+    # Nothing here is ever part of a circle, and looking for one takes a tenth of the time.
+    gc.disable()
+    # Much at a time: waking the other side for each module takes as long as compiling a small one.
+    with open(0, "rb", buffering=BUFFER) as given, open(1, "wb", buffering=BUFFER) as answers:
+        while head := given.read(8):
+            path, source = (given.read(length) for length in struct.unpack("<II", head))
+            made = compiled(source, path.decode())
+            answers.write(struct.pack("<i", -1) if made is None else struct.pack("<i", len(made)) + made)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import deflate
 
+from polyserve.bundle.members import CODEC, LEVEL
 from polyserve.errors import PackageError
 from polyserve.model.storage import cache_directory
 from polyserve.runtime.manifest import file_digest, is_safe_path
@@ -30,8 +31,6 @@ __all__ = ["Gzip", "Layer", "layer"]
 
 FORMAT = 1
 """Version of a layer's form; part of its key in the cache."""
-LEVEL = 6
-"""Level of libdeflate, part of the form: another level, and another compressor, is other bytes. zlib differs from Python to Python."""
 MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 _BLOCK = 4 << 20
@@ -82,7 +81,7 @@ def layer(name: str, files: Mapping[str, Path | bytes], *, root: str = "/") -> L
             # A whiteout deletes what the base has, which no file of a model means to.
             raise _refused(name, f"{path!r} is no path inside a layer")
     try:
-        key = hashlib.sha256(f"{FORMAT}\0{LEVEL}\0{below}\0".encode())
+        key = hashlib.sha256(f"{FORMAT}\0{CODEC}\0{below}\0".encode())
         for path in sorted(files, key=str.encode):
             content = files[path]
             digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else file_digest(content)

@@ -1,15 +1,12 @@
-"""Files compressed for an archive, and the cache of them: wheels come again from bundle to bundle, and deflate is what takes the time.
+"""Files compressed for an archive.
 
 libdeflate at one level, whatever the processor and the Python: zlib differs from build to build (some Pythons have zlib-ng), and ISA-L and
-zlib-ng by what the processor can do. `docs/decisions/one-compressor.md` has the measurements.
+zlib-ng by what the processor can do. `docs/decisions/one-compressor.md` has the measurements. What was compressed before is in
+`polyserve.bundle.packs`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import struct
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +14,12 @@ from pathlib import Path
 import deflate
 
 from polyserve.bundle.contents import Content
-from polyserve.model.storage import cache_directory
 
-__all__ = ["CODEC", "Member", "member"]
+__all__ = ["CODEC", "LEVEL", "Member", "compressed", "is_stored", "member"]
 
-LEVEL = 6
+LEVEL = 4
+"""Level of libdeflate: part of the form of bundles and of layers."""
+
 CODEC = f"libdeflate-0.9.0-{LEVEL}"
 """The compressor, its version and its level: another one is other bytes, and another name here. `pyproject.toml` pins the version."""
 
@@ -29,8 +27,6 @@ STORED, DEFLATED = 0, 8
 LARGEST = 512 << 20
 """Files above this are stored as they are: libdeflate compresses what is in memory, and weights hardly get smaller."""
 
-_MAGIC = b"psm1"
-_HEAD = struct.Struct("<4sHxxIIQ")
 _CHUNK = 1 << 20
 
 
@@ -50,29 +46,29 @@ class Member:
     crc: int
     size: int
     packed: int
-    body: bytes | Path
+    body: bytes | bytearray | memoryview | Path
+
+
+def is_stored(content: Content) -> bool:
+    """Tell whether a file goes into archives as it is, from where it is."""
+    return content.size > LARGEST and isinstance(content.source, Path) and not content.stripped
 
 
 def member(content: Content) -> Member:
-    """Compress a file, or find it as it was compressed before.
+    """Compress a file.
 
     Raises:
         PackageError: The file is not what it was.
         OSError: It cannot be read.
     """
-    if content.size > LARGEST and isinstance(content.source, Path) and not content.stripped:
-        return _stored(content)
-    path = cache_directory() / "members" / CODEC / content.key[:2] / content.key
-    found = _cached(path) if content.shared else None
-    if found is not None and found.size == content.size:
-        return found
-    data = content.read()
-    packed = bytes(deflate.deflate_compress(data, LEVEL)) if data else b""
+    return _stored(content) if is_stored(content) else compressed(content.read())
+
+
+def compressed(data: bytes) -> Member:
+    """Compress some bytes, unless they do not get less."""
+    packed = deflate.deflate_compress(data, LEVEL) if data else b""
     method, body = (DEFLATED, packed) if len(packed) < len(data) else (STORED, data)
-    made = Member(method=method, crc=zlib.crc32(data), size=len(data), packed=len(body), body=body)
-    if content.shared:
-        _keep(path, made, body)
-    return made
+    return Member(method=method, crc=deflate.crc32(data), size=len(data), packed=len(body), body=body)
 
 
 def _stored(content: Content) -> Member:
@@ -83,32 +79,3 @@ def _stored(content: Content) -> Member:
         while chunk := file.read(_CHUNK):
             crc = zlib.crc32(chunk, crc)
     return Member(method=STORED, crc=crc, size=content.size, packed=content.size, body=content.source)
-
-
-def _cached(path: Path) -> Member | None:
-    """Return an entry, or `None` where there is none or it is not what was written."""
-    try:
-        raw = path.read_bytes()
-        magic, method, crc, body_crc, size = _HEAD.unpack_from(raw)
-    except (OSError, struct.error):
-        return None
-    body = raw[_HEAD.size :]
-    if magic != _MAGIC or zlib.crc32(body) != body_crc:
-        return None
-    return Member(method=method, crc=crc, size=size, packed=len(body), body=body)
-
-
-def _keep(path: Path, made: Member, body: bytes) -> None:
-    # A cache that is full or read-only costs time and nothing else.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(descriptor, "wb") as out:
-                out.write(_HEAD.pack(_MAGIC, made.method, made.crc, zlib.crc32(body), made.size))
-                out.write(body)
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise

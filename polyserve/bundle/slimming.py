@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -39,10 +39,10 @@ _METADATA = re.compile(
 )
 # The Python binding has the runtime linked into it; the library beside it is for C programs (29 MB).
 _SECOND_COPIES = re.compile(r"onnxruntime/capi/libonnxruntime\.so[.\d]*")
+# Begins with the end of the line before, which is found quickly.
 _IMPORT = re.compile(
-    r"^[ \t]*(?:import[ \t]+(?P<module>[\w.]+)"
-    r"|from[ \t]+(?P<name>[\w.]+)[ \t]+import[ \t]*(?:\((?P<many>[^)]*)\)|(?P<names>[\w, \t]*)))",
-    re.MULTILINE,
+    r"\n[ \t]*(?:import[ \t]+(?P<module>[\w.]+)"
+    r"|from[ \t]+(?P<name>[\w.]+)[ \t]+import[ \t]*(?:\((?P<many>[^)]*)\)|(?P<names>[\w, \t]*)))"
 )
 _LIBRARY = re.compile(r"\.so(\.\d+)*$")
 
@@ -111,7 +111,8 @@ def _reason(path: str) -> str | None:
         return "headers and sources"
     if _SECOND_COPIES.fullmatch(path):
         return "second copies"
-    return _BY_SUFFIX.get(PurePosixPath(name).suffix.lower())
+    stem, dot, suffix = name.rpartition(".")
+    return _BY_SUFFIX.get(f"{dot}{suffix}".lower()) if stem else None
 
 
 def _imported_tests(files: Contents) -> frozenset[str]:
@@ -132,7 +133,7 @@ def _imported_tests(files: Contents) -> frozenset[str]:
 
 def _names_of_tests(source: str, path: str) -> Iterator[str]:
     """Yield the dotted names that a module's lines import from packages of tests."""
-    for match in _IMPORT.finditer(source):
+    for match in _IMPORT.finditer(f"\n{source}"):
         name, names = match["name"] or match["module"], re.findall(r"\w+", match["many"] or match["names"] or "")
         dots = len(name) - len(name.lstrip("."))
         if dots:

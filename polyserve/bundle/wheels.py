@@ -39,6 +39,7 @@ FORMAT = 1
 
 Report = Callable[[str], None]
 
+_LARGE = 256 << 10
 _FILES = "files.json"
 _TREE = "tree"
 # What an installer writes about itself and its machine.
@@ -159,15 +160,23 @@ def _make(root: Path, lock: Sequence[str], target: Target, report: Report) -> Co
 def _entries(tree: Path) -> dict[str, list[Any]]:
     """Describe the files of a tree that are the wheels' own."""
     owners = dict(_owners(tree))
-    paths = sorted(path for path in _walk(tree) if _belongs(path))
-
-    def describe(inside: str) -> list[Any]:
-        path = tree / inside
-        facts = path.stat()
-        return [file_digest(path), facts.st_size, bool(facts.st_mode & 0o100), owners.get(inside, "")]
-
+    root = str(tree)
+    facts = {path: os.stat(f"{root}/{path}") for path in sorted(filter(_belongs, _walk(tree)))}
+    # Handing a small file to another thread takes longer than reading it.
+    large = [path for path, found in facts.items() if found.st_size >= _LARGE]
     with ThreadPoolExecutor(processors()) as pool:
-        return dict(zip(paths, pool.map(describe, paths), strict=True))
+        digests = pool.map(lambda path: file_digest(tree / path), large)
+        found = {path: _digest(f"{root}/{path}") for path, each in facts.items() if each.st_size < _LARGE}
+        found.update(zip(large, digests, strict=True))
+    return {
+        path: [found[path], each.st_size, bool(each.st_mode & 0o100), owners.get(path, "")]
+        for path, each in facts.items()
+    }
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _walk(tree: Path) -> Iterator[str]:

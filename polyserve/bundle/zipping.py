@@ -7,17 +7,19 @@ is inside.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
 import struct
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
-from polyserve.bundle.contents import Content, Contents
+from polyserve.bundle.contents import Content, Contents, Packed
 from polyserve.bundle.members import Member, member
 from polyserve.errors import PackageError
 from polyserve.runtime.manifest import is_safe_path
@@ -38,6 +40,7 @@ _UTF8 = 0x800
 _UNIX = 3 << 8
 _FOUR, _TWO = 0xFFFFFFFF, 0xFFFF
 _PENDING = 64 << 20
+_SMALL = 16 << 10
 
 
 def processors() -> int:
@@ -45,12 +48,13 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def write(path: Path, files: Contents) -> str:
+def write(path: Path, files: Contents, compressed: Mapping[str, Packed] = MappingProxyType({})) -> str:
     """Write a zip archive, atomically, and return its sha256 (hex).
 
     Args:
         path: Where the archive goes; replaced if it is there.
         files: What goes into it, by posix path.
+        compressed: Files that were compressed before, by what identifies their content.
 
     Raises:
         PackageError: A path could not be extracted again, or a file is not what it was.
@@ -63,7 +67,7 @@ def write(path: Path, files: Contents) -> str:
     try:
         with os.fdopen(descriptor, "wb", buffering=1 << 20) as out:
             archive = _Archive(out)
-            for inside, content, made in _compressed(files):
+            for inside, content, made in _members(files, compressed):
                 archive.add(inside, made, executable=content.executable)
             digest = archive.close()
         os.chmod(name, 0o644)
@@ -74,23 +78,44 @@ def write(path: Path, files: Contents) -> str:
     return digest
 
 
-def _compressed(files: Contents) -> Iterator[tuple[str, Content, Member]]:
+def _members(files: Contents, compressed: Mapping[str, Packed]) -> Iterator[tuple[str, Content, Member]]:
     """Yield the files in the order of the archive, while those that follow are being compressed."""
-    waiting: deque[tuple[str, Content, Future[Member]]] = deque()
+    waiting: deque[tuple[str, Content, Future[Member] | Member | Packed]] = deque()
     pending = 0
+    mapped: dict[Path, mmap.mmap] = {}
     with ThreadPoolExecutor(processors(), thread_name_prefix="polyserve-deflate") as pool:
+
+        def taken(found: Packed) -> Member:
+            if found.path not in mapped:
+                with found.path.open("rb") as file:
+                    mapped[found.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            body = memoryview(mapped[found.path])[found.at : found.at + found.length]
+            return Member(method=found.method, crc=found.crc, size=found.size, packed=found.length, body=body)
+
+        def begun(content: Content) -> Future[Member] | Member:
+            # Handing a small file to another thread takes longer than compressing it.
+            return member(content) if content.size < _SMALL else pool.submit(member, content)
+
+        def ready() -> bool:
+            made = waiting[0][2]
+            return made.done() if isinstance(made, Future) else True
+
+        def first() -> tuple[str, Content, Member]:
+            inside, content, made = waiting.popleft()
+            if isinstance(made, Future):
+                return inside, content, made.result()
+            return inside, content, taken(made) if isinstance(made, Packed) else made
+
         try:
             for inside in sorted(files, key=str.encode):
                 content = files[inside]
-                waiting.append((inside, content, pool.submit(member, content)))
+                waiting.append((inside, content, compressed.get(content.key) or begun(content)))
                 pending += content.size
-                while waiting and (pending > _PENDING or waiting[0][2].done()):
-                    first = waiting.popleft()
-                    pending -= first[1].size
-                    yield first[0], first[1], first[2].result()
+                while waiting and (pending > _PENDING or ready()):
+                    pending -= waiting[0][1].size
+                    yield first()
             while waiting:
-                first = waiting.popleft()
-                yield first[0], first[1], first[2].result()
+                yield first()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -143,7 +168,7 @@ class _Archive:
         self._write(_END.pack(b"PK\5\6", 0, 0, counted, counted, min(len(directory), _FOUR), min(at, _FOUR), 0))
         return self._hash.hexdigest()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
         self._out.write(data)
         self._hash.update(data)
         self._at += len(data)

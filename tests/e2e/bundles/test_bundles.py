@@ -18,6 +18,7 @@ from polyserve.bundle import build
 from polyserve.driver import BundleForm
 from polyserve.errors import PackageError
 from polyserve.model import ModelPackage, package
+from polyserve.model.storage import cache_directory
 from polyserve.runtime import archive
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -236,6 +237,34 @@ def test_a_new_model_takes_over_what_was_compressed_before(made, platform, tmp_p
 
     assert bundle.package_digest != made.digest
     assert [line for line in told if not line.startswith("packing")] == []
+
+
+def test_platforms_share_what_was_compiled_and_compressed_wherever_they_put_it(made, platform, make_wheel):
+    make_wheel("more", "1.0", {"more.py": "x = 1\n"})
+    told: list[str] = []
+    first = built(made, platform())
+    form = BundleForm(dependencies="below/lib", requirements=("more==1.0",), glibc={PYTHON: (2, 28)})
+    second = built(made, platform(form=form), report=told.append)
+
+    assert {f"below/lib/tiny/__pycache__/used.{CACHED}", f"below/lib/__pycache__/more.{CACHED}"} <= names(second)
+    # The one distribution that the first bundle had not.
+    assert [line for line in told if line.startswith("compiling")] == [f"compiling 1 modules for Python {PYTHON}"]
+    with zipfile.ZipFile(first.path) as one, zipfile.ZipFile(second.path) as two:
+        inside = f"tiny/__pycache__/used.{CACHED}"
+        assert one.read(inside) == two.read(f"below/lib/{inside}")
+
+
+def test_an_interpreter_that_cannot_compile_is_named_and_leaves_nothing(made, platform, monkeypatch, tmp_path):
+    from polyserve.bundle import compiling
+
+    broken = tmp_path / "broken-python"
+    broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(compiling, "find_python", lambda python: str(broken))
+
+    with pytest.raises(PackageError, match=r"broken-python cannot compile the bundle's modules: it is broken"):
+        built(made, platform())
+    assert list((cache_directory() / "packs").iterdir()) == []
 
 
 # --- traced ---

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from polyserve.runtime import manifest as manifests
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-@pytest.fixture
-def made() -> ModelPackage:
-    return package(
-        DecisionTreeClassifier(random_state=0).fit([[0.0], [1.0]], [0, 1]), name="tree", sample=[[0.0], [1.0]]
-    )
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> ModelPackage:
+    """Return a package that no test changes."""
+    tree = DecisionTreeClassifier(random_state=0).fit([[0.0], [1.0]], [0, 1])
+    return package(tree, name="tree", sample=[[0.0], [1.0]], into=tmp_path_factory.mktemp("packages"))
 
 
 def built(made: ModelPackage, **changes: object) -> Bundle:
@@ -102,11 +103,13 @@ def test_nothing_but_bundles_is_left_in_the_cache(made):
     )
 
 
-def test_a_damaged_package_is_not_bundled(made):
-    (made.root / "model/model.pickle").write_bytes(b"evil")
+def test_a_damaged_package_is_not_bundled(made, tmp_path):
+    shutil.copytree(made.root, tmp_path / "package")
+    damaged = ModelPackage.open(tmp_path / "package")
+    (damaged.root / "model/model.pickle").write_bytes(b"evil")
 
     with pytest.raises(PackageError, match=r"model/model\.pickle has 4 bytes"):
-        built(made)
+        built(damaged)
 
 
 def test_another_python_is_refused_with_both_versions_named(made):
