@@ -43,6 +43,9 @@ class Event:
 
 Listener = Callable[[Event], None]
 
+REQUEST_BYTES = 64 << 20
+"""Largest request body where nobody says otherwise and the platform takes it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -60,7 +63,7 @@ def desire(
     memory_mb: int = 512,
     timeout: timedelta = timedelta(seconds=30),
     environment: Mapping[str, str] = MappingProxyType({}),
-    request_bytes: int = 64 << 20,
+    request_bytes: int | None = None,
     scaling: Scaling = Scaling(),  # noqa: B008 - frozen
     canary: int | None = None,
     model_in_bucket_mb: int | None = None,
@@ -73,7 +76,8 @@ def desire(
 ) -> tuple[Desired, Bundle]:
     """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
 
-    Where the target is emulated, the functions run under a Python of this machine: one that is not here is an obstacle.
+    Requests may have 64 MiB, or what the platform takes if that is less, unless another bound is given. Where the target is emulated, the
+    functions run under a Python of this machine: one that is not here is an obstacle.
 
     Raises:
         PackageError: The package is damaged, or its dependencies cannot be brought together for the target.
@@ -111,7 +115,7 @@ def desire(
         memory_mb=memory_mb,
         timeout=timeout,
         environment=environment,
-        request_bytes=request_bytes,
+        request_bytes=request_bytes or min(REQUEST_BYTES, info.limits.request_bytes or REQUEST_BYTES),
         scaling=scaling,
         canary=canary,
         warnings=(*_warnings(package), *_moved(package, info, python), *bundle.notes),
