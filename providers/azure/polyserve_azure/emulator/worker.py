@@ -32,30 +32,8 @@ OFFICIAL = "_EMULATOR_MESSAGES"
 """Variable with the directory of the official messages."""
 ENGINE = "azure_functions_runtime"
 PRELOADED = (
-    *(
-        "concurrent.futures.thread",
-        "email.utils",
-        "hashlib",
-        "hmac",
-        "http.client",
-        "importlib.metadata",
-        "tempfile",
-        "uuid",
-    ),
-    *(
-        "urllib.parse",
-        "zipfile",
-        "base64",
-        "array",
-        "ast",
-        "decimal",
-        "fractions",
-        "random",
-        "secrets",
-        "ssl",
-        "statistics",
-    ),
-    "azure.functions",
+    "array ast base64 concurrent.futures.thread decimal email.utils fractions hashlib hmac http.client importlib.metadata random secrets "
+    "ssl statistics tempfile urllib.parse uuid zipfile azure.functions"
 )
 """What apps import anyway, and the library that they are written with."""
 FRAME = struct.Struct(">IQ")
@@ -340,7 +318,7 @@ class StandBy:
 
     def _preload(self) -> None:
         """Import what every instance needs; a part of the engine that is missing is said where it is missed."""
-        for name in (*PRELOADED, ENGINE):
+        for name in (*PRELOADED.split(), ENGINE):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         gc.collect()
