@@ -6,6 +6,7 @@ The raw error of the driver leaves as it came. `stamina`, which waits, is import
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,6 +66,10 @@ class Caller:
             failed: Exception | None = error
         import stamina
 
+        logger = logging.getLogger("stamina")
+        if not logger.handlers:
+            # A retry that succeeds is nobody's business unless logging is set up: Python would print it on standard error.
+            logger.addHandler(logging.NullHandler())
         policy = self._policy
         attempts = stamina.retry_context(
             on=self._verdict,

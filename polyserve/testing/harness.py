@@ -206,6 +206,11 @@ class Layered:
         """Return what the prefix leaves."""
         return self._harness.key_bytes - len(self._prefix.encode())
 
+    @property
+    def signed_put_headers(self) -> Mapping[str, str]:
+        """Return the headers that an upload to a signed URL needs below."""
+        return getattr(self._harness, "signed_put_headers", {})
+
     def provider(self) -> Provider:
         """Return the provider behind its layers."""
         return retrying(self._provider)

@@ -45,15 +45,15 @@ def harness(request: pytest.FixtureRequest, harness_of: Callable[..., Harness]) 
 
 
 @pytest.fixture(scope="session")
-def cache_of_liars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the directory of `one_cache`."""
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def one_cache(cache_of_liars: Path, isolation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build packages and bundles once for many tests: they are the same for every provider that lies."""
-    monkeypatch.setenv("POLYSERVE_CACHE", str(cache_of_liars))
+@pytest.fixture(autouse=True)
+def one_cache(shared_cache: Path, isolation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build packages and bundles once for all tests: whoever takes them, they are the same."""
+    monkeypatch.setenv("POLYSERVE_CACHE", str(shared_cache))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,7 +34,6 @@ from polyserve.teardown import destroy
 from polyserve.testing.faults import Faults
 from polyserve.testing.memory_harness import MemoryHarness
 
-pytestmark = pytest.mark.usefixtures("one_cache")
 NAME = "forest"
 ROWS, LABELS = load_iris(return_X_y=True)
 

@@ -22,7 +22,6 @@ from polyserve.testing.teeth import Liars, first_failure, lying
 
 WHOLE = frozenset(Capability) - {Capability.TRAFFIC_SPLIT}
 LIARS = Liars(DeploymentContract)
-pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def first_failure_of(harness, directory, suite=DeploymentContract, only=()):

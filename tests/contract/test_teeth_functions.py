@@ -20,7 +20,6 @@ from polyserve.testing.teeth import Liars, first_failure, lying
 
 NOTHING: frozenset[Capability] = frozenset()
 LIARS = Liars(FunctionsContract)
-pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def first_failure_of(harness, directory, only=()):

@@ -22,7 +22,6 @@ from polyserve.testing.teeth import Liars, first_failure, lying
 
 NOTHING: frozenset[Capability] = frozenset()
 LIARS = Liars(InvokerContract)
-pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def first_failure_of(harness, directory, only=()):

@@ -18,7 +18,6 @@ from polyserve.testing.packages import weighted
 from polyserve.testing.teeth import Liars, first_failure, lying
 
 LIARS = Liars(ModelFilesContract)
-pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def first_failure_of(harness, directory, only=()):
