@@ -20,6 +20,7 @@ The options in `ready.json`, with which a client finds everything:
     region             `us-central1`; also there: every region of `asking.REGIONS`
     credentials_file   the key file of a service account that owns the project
     endpoints          address of each API, by its host name; Cloud Functions and Cloud Run over REST
+    retry_s            how long to wait, in seconds, where a function is busy: operations take a moment here, not minutes
 
 Beside them `grpc` is the address of Cloud Functions and Cloud Run over gRPC, without TLS.
 """

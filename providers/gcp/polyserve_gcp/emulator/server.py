@@ -30,6 +30,9 @@ from polyserve_gcp.emulator.services import Services
 SETTLE_S = 0.2
 """How long an operation takes at least; Google Cloud takes seconds, and minutes where it builds."""
 
+RETRY_S = 0.5
+"""How long a client had better wait that is told that a function is busy."""
+
 
 class Emulator:
     """One project of Google Cloud on loopback: Cloud Storage, Cloud Run functions, and what they stand on.
@@ -125,7 +128,7 @@ class Emulator:
         except BaseException:
             await ground.close()
             raise
-        self.options = dict(ground.options)
+        self.options = {**ground.options, "retry_s": RETRY_S}
 
     def _assemble(self, ground: Ground) -> None:
         access, storage = ground.access, ground.storage
