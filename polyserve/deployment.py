@@ -21,6 +21,7 @@ from polyserve.endpoint import Endpoint
 from polyserve.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
+    NotFoundError,
     UnsupportedError,
     translating,
 )
@@ -200,7 +201,8 @@ class Deployment:
 
         Raises:
             InvalidArgumentError: The weights do not sum to 100.
-            FailedPreconditionError: A revision is unknown, or did not answer as its package does.
+            NotFoundError: There is no such revision.
+            FailedPreconditionError: A revision did not answer as its package does.
             UnsupportedError: The provider cannot split traffic.
             ConflictError: Somebody else is changing the deployment.
         """
@@ -234,6 +236,7 @@ class Deployment:
             to: The revision; by default the stable one while a canary runs, else the one that had all the traffic before.
 
         Raises:
+            NotFoundError: There is no such revision.
             FailedPreconditionError: There is nothing to go back to, or that revision did not answer as its package does.
             ConflictError: Somebody else is changing the deployment.
         """
@@ -329,9 +332,7 @@ class Deployment:
             known: Revision | None = record.revision(number)
             if known is None:
                 numbers = ", ".join(str(r.number) for r in record.revisions) or "none"
-                raise FailedPreconditionError(
-                    f"deployment {self.name!r} has no revision {number}: it has {numbers}", **where
-                )
+                raise NotFoundError(f"deployment {self.name!r} has no revision {number}: it has {numbers}", **where)
             if known.state != "verified" and weights[number]:
                 reason = known.reason or "its golden sample was not answered yet"
                 raise FailedPreconditionError(

@@ -68,6 +68,10 @@ def show_interruption(*, as_json: bool) -> None:
         _write(message)
 
 
+# Messages that name what there is themselves.
+_SAID = ("polyserve list", " has no revision ")
+
+
 def _hints(error: PolyserveError) -> Iterator[str]:
     """Yield what to do next, where the message itself does not say it."""
     provider = f" --provider {error.provider}" if error.provider else ""
@@ -85,7 +89,7 @@ def _hints(error: PolyserveError) -> Iterator[str]:
             yield "wait until it has ended, then run the same command again"
         case VerificationError():
             yield f"traffic was not touched; polyserve logs {error.resource or 'NAME'}{provider} has the reason"
-        case NotFoundError() if error.provider and "polyserve list" not in error.message:
+        case NotFoundError() if error.provider and not any(said in error.message for said in _SAID):
             yield f"polyserve list{provider} shows the deployments there are"
         case InvalidArgumentError() if error.message.startswith("unknown provider") and error.resource in PLANNED:
             yield f"{PLANNED[error.resource]}: {NOT_YET}"

@@ -41,7 +41,7 @@ def build(out: Console, model: str, *, name: str | None, sample: str | None, com
 
     Raises:
         PackageError: It is no model, or cannot become a package.
-        NotFoundError: There is no such sample file.
+        NotFoundError: There is no such model or sample file.
     """
     from polyserve import api
     from polyserve.cli import values

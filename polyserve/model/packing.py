@@ -24,7 +24,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from polyserve.errors import PackageError
+from polyserve.errors import NotFoundError, PackageError
 from polyserve.model import compile as compiling
 from polyserve.model import golden
 from polyserve.model.environment import Environment
@@ -84,6 +84,7 @@ def package(
 
     Raises:
         PackageError: It is not, or cannot become, a package; names the value, the limit and the way out.
+        NotFoundError: There is no such file.
         MissingDependencyError: The model's framework is not installed.
     """
     compiling.check(compile)
@@ -256,7 +257,7 @@ def _resolve(model: object) -> object:
             f"{str(model)!r} does not exist, and is not of the form 'module:attribute': pass a model file, a package "
             "or such a reference"
         )
-        raise _refusal(message, str(model))
+        raise NotFoundError(message, operation="package", resource=str(model))
     return _imported(reference["module"], reference["attribute"])
 
 

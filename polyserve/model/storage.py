@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyserve.errors import PackageError
+from polyserve.errors import NotFoundError, PackageError
 from polyserve.model import golden
 from polyserve.runtime import archive
 from polyserve.runtime import manifest as manifests
@@ -66,12 +66,13 @@ class ModelPackage:
 
         Raises:
             PackageError: It is no package, or is not what its manifest says; names the file.
+            NotFoundError: There is nothing at that path.
         """
         path = Path(path)
         if path.is_dir():
             return _open_directory(path)
         if not path.is_file():
-            raise PackageError(
+            raise NotFoundError(
                 f"{str(path)!r} does not exist: pass a package's directory or archive",
                 operation="open",
                 resource=str(path),

@@ -202,8 +202,10 @@ class DeploymentContract:
 
         with pytest.raises(InvalidArgumentError, match="sum to 90"):
             deployment.traffic({1: 90})
-        with pytest.raises(FailedPreconditionError, match="no revision 7"):
+        with pytest.raises(NotFoundError, match="no revision 7: it has 1"):
             deployment.traffic({7: 100})
+        with pytest.raises(NotFoundError, match="no revision 9"):
+            deployment.rollback(to=9)
         with pytest.raises(FailedPreconditionError, match="nothing to roll back to"):
             deployment.rollback()
         with pytest.raises(FailedPreconditionError, match="nothing to promote"):

@@ -192,6 +192,7 @@ def test_a_model_goes_through_canary_promotion_rollback_and_destruction(shell):
     assert shell.json("invoke", "rows", "--data", "[[1.5, 2.0]]") == [[4.5, 6.0]]
     assert shell.json("rollback", "rows")["weights"] == {"1": 100}
     assert shell.json("rollback", "rows", "--to", "2")["weights"] == {"2": 100}
+    assert shell("rollback", "rows", "--to", "9", code=3) == "error: deployment 'rows' has no revision 9: it has 1, 2\n"
     assert shell.json("scale", "rows", "--min", "1") == {"name": "rows", "min_instances": 1, "max_instances": 2}
 
     status = shell.json("status", "rows")
@@ -220,7 +221,9 @@ def test_what_a_model_refuses_is_an_error_with_its_message(shell):
     [
         (("status", "nothing"), 3, "no deployment 'nothing'"),
         (("deploy", "models:number"), 2, "is not a model that polyserve knows"),
-        (("deploy", "nowhere.joblib"), 2, "'nowhere.joblib' does not exist"),
+        (("deploy", "nowhere.joblib"), 3, "'nowhere.joblib' does not exist"),
+        (("package", "nowhere.joblib"), 3, "'nowhere.joblib' does not exist"),
+        (("package", "nowhere:model"), 2, "there is no module 'nowhere'"),
         (("deploy", "models:double", "--sample", "nowhere.json"), 3, "no file 'nowhere.json'"),
         (("deploy", "models:double", "--sample", "rows.json", "--memory", "1"), 2, "memory is 1 MB"),
         (("deploy", "models:double", "--sample", "rows.json", "--canary", "10"), 2, "a canary needs a revision"),

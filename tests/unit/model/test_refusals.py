@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from polyserve.errors import MissingDependencyError, PackageError
+from polyserve.errors import MissingDependencyError, NotFoundError, PackageError
 from polyserve.model import package
 
 
@@ -24,10 +24,8 @@ def refusal(model, **options) -> str:
 
 
 def test_a_file_that_does_not_exist():
-    message = refusal("no/such/model.joblib")
-
-    assert "'no/such/model.joblib' does not exist" in message
-    assert "module:attribute" in message
+    with pytest.raises(NotFoundError, match=r"'no/such/model\.joblib' does not exist.*module:attribute"):
+        package("no/such/model.joblib")
 
 
 def test_a_directory_that_is_no_package(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polyserve.errors import PackageError
+from polyserve.errors import NotFoundError, PackageError
 from polyserve.model import ModelPackage, package
 from polyserve.model.packing import kebab
 from polyserve.runtime.manifest import tree_digest
@@ -168,7 +168,7 @@ def test_an_archive_that_writes_outside_does_not_open(made, tmp_path):
 
 
 def test_a_path_where_nothing_is_does_not_open(tmp_path):
-    with pytest.raises(PackageError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         ModelPackage.open(tmp_path / "none.zip")
 
 
