@@ -21,6 +21,11 @@ _XML_CODES = {
     400: "InvalidArgument", 401: "AccessDenied", 403: "AccessDenied", 404: "NoSuchKey", 409: "Conflict", 411: "MissingContentLength",
     412: "PreconditionFailed", 416: "InvalidRange", 501: "NotImplemented",
 }  # fmt: skip
+# What the XML API says in general, before it says what it is in particular.
+_XML_MESSAGES = {
+    "AccessDenied": "Access denied.", "ExpiredToken": "Invalid argument.", "InvalidArgument": "Invalid argument.",
+    "InvalidRange": "The requested range cannot be satisfied.", "NoSuchKey": "The specified key does not exist.",
+}  # fmt: skip
 _NOUNS = {"buckets": "bucket", "objects": "object", "multipartUploads": "object"}
 
 
@@ -32,6 +37,14 @@ def bad(message: str, reason: str = "invalid") -> ServiceError:
 def no_bucket() -> ServiceError:
     """Make the refusal of a bucket that is not there."""
     return ServiceError("NOT_FOUND", "The specified bucket does not exist.", reason="NoSuchBucket")
+
+
+def no_range(asked: str, size: int) -> ServiceError:
+    """Make the refusal of a range that an object has not."""
+    message = f"The range {asked} is not of an object of {size} bytes."
+    return ServiceError(
+        "OUT_OF_RANGE", message, status=416, reason="InvalidRange", headers={"content-range": f"bytes */{size}"}
+    )
 
 
 def no_object(bucket: str, name: str) -> ServiceError:
@@ -97,6 +110,8 @@ def format_xml(error: ServiceError, details: str = "") -> Answer:
         return Answer(304, error.headers)
     status = 403 if error.status == 401 else error.status
     code = error.reason if error.reason and error.reason[0].isupper() else _XML_CODES.get(status, "InternalError")
-    inner = f"<Code>{code}</Code><Message>{html.escape(error.message)}</Message>{details}"
+    message = _XML_MESSAGES.get(code, error.message)
+    told = details or (f"<Details>{html.escape(error.message)}</Details>" if message != error.message else "")
+    inner = f"<Code>{code}</Code><Message>{html.escape(message)}</Message>{told}"
     text = f"<?xml version='1.0' encoding='UTF-8'?><Error>{inner}</Error>"
     return Answer(status, {"content-type": "application/xml; charset=UTF-8", **error.headers}, text.encode())

@@ -15,7 +15,7 @@ from polyserve.emulation.http import Answer, Call, json_answer
 from polyserve_gcp.emulator.errors import ServiceError
 from polyserve_gcp.emulator.gcs_catalog import StoredObject
 from polyserve_gcp.emulator.gcs_conditions import Conditions, read_conditions, read_number
-from polyserve_gcp.emulator.gcs_errors import absent, bad, format_media
+from polyserve_gcp.emulator.gcs_errors import absent, bad, format_media, no_range
 from polyserve_gcp.emulator.gcs_objects import Caller, Objects, Source, Writing
 from polyserve_gcp.emulator.gcs_server import Content
 
@@ -23,6 +23,7 @@ _PART = r"([^/]+)"
 _OBJECT = re.compile(rf"/(?:download/)?storage/v1/b/{_PART}/o/{_PART}")
 _COPY = re.compile(rf"/storage/v1/b/{_PART}/o/{_PART}/(copyTo|rewriteTo)/b/{_PART}/o/{_PART}")
 _MOVE = re.compile(rf"/storage/v1/b/{_PART}/o/{_PART}/moveTo/o/{_PART}")
+_BREAK = re.compile(r"[\r\n\0]+")
 _COMPOSE = re.compile(rf"/storage/v1/b/{_PART}/o/{_PART}/compose")
 
 
@@ -120,13 +121,7 @@ async def serve_media(
     headers = {key.lower(): value for key, value in call.headers.items()}
     found, content = await objects.read(caller, *place, headers, generation=generation, conditions=conditions)
     if content.status == 416:
-        asked = call.headers.get("Range", "")
-        message = f"The requested range cannot be satisfied: {asked} of {found.size} bytes."
-        return Answer(
-            416,
-            {"content-type": "text/html; charset=UTF-8", "content-range": f"bytes */{found.size}"},
-            message.encode(),
-        )
+        raise no_range(call.headers.get("Range", ""), found.size)
     fields = media_headers(found, content)
     return Answer(content.status, fields, stream=content.pieces)
 
@@ -152,7 +147,11 @@ def media_headers(found: StoredObject, content: Content | None = None) -> dict[s
         "x-goog-stored-content-encoding": str(found.fields.get("contentEncoding") or "identity"),
     }  # fmt: skip
     headers |= {header: str(found.fields[name]) for name, header in named.items() if found.fields.get(name)}
-    headers |= {f"x-goog-meta-{name}": str(value) for name, value in (found.fields.get("metadata") or {}).items()}
+    # A line's end in a value would begin another field.
+    headers |= {
+        f"x-goog-meta-{name}": _BREAK.sub(" ", str(value))
+        for name, value in (found.fields.get("metadata") or {}).items()
+    }
     if content is None:
         encoding = found.fields.get("contentEncoding")
         return headers | {"content-length": str(found.size)} | ({"content-encoding": str(encoding)} if encoding else {})

@@ -146,7 +146,7 @@ def _read_v2(call: Call, identities: Identities) -> Principal:
 
 def _expired(until: float) -> ServiceError:
     at = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(until))
-    return bad(f"Invalid argument. Request signature expired at: {at}", "ExpiredToken")
+    return bad(f"Request signature expired at: {at}", "ExpiredToken")
 
 
 def _malformed(message: str) -> ServiceError:

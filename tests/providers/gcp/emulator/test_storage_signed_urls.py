@@ -45,6 +45,10 @@ def test_a_signed_url_opens_one_object(sign: Signing, version: str) -> None:
     assert (part.status_code, part.content, part.headers["content-range"]) == (206, b"ig", "bytes 1-2/6")
     missing = httpx.get(sign("none", version=version))
     assert (missing.status_code, "<Code>NoSuchKey</Code>" in missing.text) == (404, True)
+    assert f"<Details>No such object: {sign.bucket.name}/none</Details>" in missing.text
+    beyond = httpx.get(sign("s", version=version), headers={"range": "bytes=9-"})
+    assert (beyond.status_code, "<Code>InvalidRange</Code>" in beyond.text) == (416, True)
+    assert beyond.headers["content-range"] == "bytes */6"
 
 
 @pytest.mark.parametrize("name", ["a b", "a%2Fb", "a+b&c=d?e", "é/ü", "~tilde/x"])
