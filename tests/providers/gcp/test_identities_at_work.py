@@ -119,7 +119,9 @@ def test_whoever_may_not_is_told_which_permission_is_missing(cloud: Any, opened:
 
 
 def test_a_person_calls_apis_and_no_services(cloud: Any, opened: Any, bucket: str) -> None:
-    credentials, buckets = opened(cloud.settings_of(cloud.person("roles/storage.objectViewer", "roles/serviceusage.serviceUsageConsumer")))
+    credentials, buckets = opened(
+        cloud.settings_of(cloud.person("roles/storage.objectViewer", "roles/serviceusage.serviceUsageConsumer"))
+    )
 
     assert read(buckets, bucket) == b"content"
     with pytest.raises(TokenError, match="set impersonate"):
