@@ -87,7 +87,9 @@ def _complete_service(config: Any, account: str) -> None:
     config.max_instance_count = config.max_instance_count or 100
     config.service_account_email = config.service_account_email or account
     config.ingress_settings = config.ingress_settings or functions_v2.ServiceConfig.IngressSettings.ALLOW_ALL
-    check_variables(config.environment_variables, _RESERVED)
+    check_variables(
+        (*config.environment_variables, *(one.key for one in config.secret_environment_variables)), _RESERVED
+    )
     config.environment_variables.setdefault(LOG_EXECUTION_ID, "true")
     if not 1 <= config.timeout_seconds <= LONGEST_S:
         raise invalid(
@@ -100,8 +102,11 @@ def _complete_service(config: Any, account: str) -> None:
         )
     cpu = read_cpu(config.available_cpu, "service_config.available_cpu")
     check_compute(cpu, memory, config.max_instance_request_concurrency, "service_config.available")
-    for secret in (*config.secret_environment_variables, *config.secret_volumes):
-        raise invalid(f"service_config: Secret projects/{secret.project_id}/secrets/{secret.secret} was not found.")
+    if config.secret_volumes:
+        raise _not_emulated("service_config.secret_volumes")
+    for secret in config.secret_environment_variables:
+        if not (secret.key and secret.secret and secret.version):
+            raise invalid("service_config.secret_environment_variables: key, secret and version must be set.")
     if config.vpc_connector:
         raise invalid(f"service_config.vpc_connector: VPC connector {config.vpc_connector} does not exist.")
     if config.binary_authorization_policy:
@@ -116,9 +121,21 @@ def make_service(function: Any, image: str) -> Any:
         image: Name of what was built of it.
     """
     config = function.service_config
+    secrets = [
+        run_v2.EnvVar(
+            name=one.key,
+            value_source={
+                "secret_key_ref": {"secret": f"projects/{one.project_id}/secrets/{one.secret}", "version": one.version}
+            },
+        )
+        for one in config.secret_environment_variables
+    ]
     container = run_v2.Container(
         image=image,
-        env=[run_v2.EnvVar(name=name, value=value) for name, value in sorted(config.environment_variables.items())],
+        env=[
+            *(run_v2.EnvVar(name=name, value=value) for name, value in sorted(config.environment_variables.items())),
+            *secrets,
+        ],
         resources=run_v2.ResourceRequirements(limits={"cpu": config.available_cpu, "memory": config.available_memory}),
     )
     template = run_v2.RevisionTemplate(

@@ -69,7 +69,7 @@ class Role:
 
 _KEPT_FROM_EDITORS = (
     "*.setIamPolicy", "iam.roles.*", "iam.serviceAccounts.getAccessToken", "iam.serviceAccounts.getOpenIdToken",
-    "iam.serviceAccounts.signBlob", "iam.serviceAccounts.signJwt", "resourcemanager.projects.delete",
+    "iam.serviceAccounts.signBlob", "iam.serviceAccounts.signJwt", "resourcemanager.projects.delete", "secretmanager.versions.access",
 )  # fmt: skip
 PREDEFINED = (
     Role(name="roles/owner", title="Owner", permissions=["*"]),

@@ -194,10 +194,8 @@ def _complete_containers(template: Any) -> None:
     check_variables((one.name for one in container.env), RESERVED)
     for one in container.env:
         reference = one.value_source.secret_key_ref
-        if reference.secret:
-            raise invalid(
-                f"template.containers[0].env: Secret {reference.secret}/versions/{reference.version} was not found."
-            )
+        if bool(reference.secret) != bool(reference.version):
+            raise invalid(f"template.containers[0].env: '{one.name}': a secret and its version must both be set.")
     _check_source(container)
     limits = container.resources.limits
     limits["cpu"] = limits.get("cpu") or "1000m"

@@ -25,6 +25,8 @@ from polyserve_gcp.emulator.methods import FUNCTIONS, RUN, methods
 from polyserve_gcp.emulator.operations import Operations
 from polyserve_gcp.emulator.rest import RestDoor
 from polyserve_gcp.emulator.run_api import RunApi
+from polyserve_gcp.emulator.secret_manager import API as SECRETS
+from polyserve_gcp.emulator.secret_manager import Secrets
 from polyserve_gcp.emulator.services import Services
 
 SETTLE_S = 0.2
@@ -124,6 +126,7 @@ class Emulator:
             self.url = await ground.serve(FUNCTIONS, self._functions, self._port)
             await ground.serve(RUN, self._run)
             await ground.serve(LOGGING, self._logs.answer)
+            await ground.serve(SECRETS, self._secrets.answer)
             self.grpc_address = await asyncio.to_thread(self._grpc.open, asyncio.get_running_loop())
         except BaseException:
             await ground.close()
@@ -135,10 +138,11 @@ class Emulator:
         methods()  # read here once, which takes a moment
         self._operations = Operations(self._settle_s, access)
         self._logs = Logs(ground.identities.project, access)
+        self._secrets = Secrets(access)
         images = Images(self._directory / "sources")
         self._services = Services(
             self._directory / "scratch", images=images, storage=storage, access=access, limits=self.limits, logs=self._logs,
-            identify=self._identify,
+            secrets=self._secrets, identify=self._identify,
         )  # fmt: skip
         functions = FunctionsApi(self._services, images, storage, self._operations, access)
         run = RunApi(self._services, self._operations, access)

@@ -28,6 +28,7 @@ from polyserve_gcp.emulator.instances import Recipe
 from polyserve_gcp.emulator.limits import Limits
 from polyserve_gcp.emulator.logs import Logs, Source
 from polyserve_gcp.emulator.run_rules import LATEST, SCRATCH, check_revision_name, check_traffic, read_base_image
+from polyserve_gcp.emulator.secret_manager import Secrets
 from polyserve_gcp.emulator.sizes import read_memory_mb
 from polyserve_gcp.emulator.storage import Storage
 
@@ -136,6 +137,7 @@ class Services:
         access: Who may call services.
         limits: What is allowed.
         logs: Takes what instances print.
+        secrets: Has what variables only name.
         identify: Returns the variables with which an instance finds out who it is, by the address of its account.
     """
 
@@ -148,10 +150,11 @@ class Services:
         access: Access,
         limits: Limits,
         logs: Logs,
+        secrets: Secrets,
         identify: Callable[[str], Awaitable[Mapping[str, str]]],
     ) -> None:
         self._directory, self._images, self._storage, self._access = directory, images, storage, access
-        self._limits, self._logs, self._identify = limits, logs, identify
+        self._limits, self._logs, self._secrets, self._identify = limits, logs, secrets, identify
         self._client: aiohttp.ClientSession | None = None
         self._all: dict[str, Service] = {}
 
@@ -322,7 +325,7 @@ class Services:
             "LANG": "C.UTF-8",
             **image.variables,
             **await self._identify(template.service_account),
-            **{one.name: one.value for one in container.env},
+            **{one.name: self._value(one, template.service_account) for one in container.env},
             "K_SERVICE": service.short,
             "K_CONFIGURATION": service.short,
             "K_REVISION": revision.name,
@@ -353,6 +356,14 @@ class Services:
             self._logs.write_system(source, message)
             raise ServiceError("FAILED_PRECONDITION", message)
         revision.runner = Runner(name=revision.name, fleet=fleet, timeout_s=template.timeout.total_seconds())
+
+    def _value(self, variable: Any, account: str) -> str:
+        reference = variable.value_source.secret_key_ref
+        return (
+            self._secrets.read(account, reference.secret, reference.version)
+            if reference.secret
+            else str(variable.value)
+        )
 
     async def _route(self, service: Service, wanted: Any) -> None:
         weights: list[tuple[Runner, int]] = []

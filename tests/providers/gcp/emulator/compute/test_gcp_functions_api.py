@@ -201,7 +201,7 @@ def test_functions_are_listed_by_pages_by_location_and_by_label(cloud, source):
         ({"environment_variables": {"PORT": "1"}}, "reserved env names were provided: PORT"),
         ({"environment_variables": {"K_SERVICE": "x"}}, "K_SERVICE"),
         ({"vpc_connector": "projects/p/locations/l/connectors/c"}, "VPC connector"),
-        ({"secret_environment_variables": [{"key": "A", "project_id": "p", "secret": "s", "version": "1"}]}, "Secret"),
+        ({"secret_environment_variables": [{"key": "A", "project_id": "p", "secret": "s"}]}, "version must be set"),
         ({"service_account_email": "nobody@nowhere.iam.gserviceaccount.com"}, "iam.serviceaccounts.actAs"),
     ],
 )
