@@ -8,7 +8,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +18,11 @@ import msgspec
 import pytest
 
 from polyserve.driver import Artifact, ErrorCode, FunctionSpec, Phase, PutAttributes
-from polyserve.errors import PolyserveError
+from polyserve.endpoint import Endpoint
+from polyserve.errors import PolyserveError, VerificationError
+from polyserve.testing.deployments import World
 from polyserve.testing.functions import NAME, Functions
-from polyserve.testing.packages import BREAKS_IMPORT
+from polyserve.testing.packages import ANSWERS_WRONG, BREAKS_IMPORT, times
 from polyserve_azure.provider import AzureProvider
 
 ROW = [[1.0, 1.0]]
@@ -34,9 +36,9 @@ class Callers:
         self.failures: list[str] = []
         self._over = threading.Event()
 
-    def call(self, functions: Functions) -> None:
+    def call(self, endpoint: Endpoint) -> None:
         """Ask until it is over."""
-        with functions.endpoint() as endpoint:
+        with endpoint:
             while not self._over.is_set():
                 try:
                     self.answers.append(endpoint.invoke(ROW)[0][0])
@@ -49,11 +51,11 @@ class Callers:
 
 
 @contextmanager
-def calling(functions: Functions, callers: int = 2) -> Iterator[Callers]:
+def calling(open_endpoint: Callable[[], Endpoint], callers: int = 2) -> Iterator[Callers]:
     """Have a function called all the while."""
     found = Callers()
     with ThreadPoolExecutor(callers) as pool:
-        running = [pool.submit(found.call, functions) for _ in range(callers)]
+        running = [pool.submit(found.call, open_endpoint()) for _ in range(callers)]
         try:
             yield found
         finally:
@@ -67,7 +69,7 @@ def test_callers_are_answered_all_the_while_an_update_takes_the_traffic_and_a_ro
 ) -> None:
     functions.applied(2)
     functions.route({2: 100})
-    with calling(functions) as callers:
+    with calling(functions.endpoint) as callers:
         functions.applied(3)
         functions.route({3: 100})
         functions.route({2: 100})
@@ -86,7 +88,7 @@ def test_a_package_that_breaks_never_takes_traffic_and_the_old_revision_answers_
     functions.applied(2)
     functions.route({2: 100})
     broken = replace(functions.spec(3), environment={BREAKS_IMPORT: "1"})
-    with calling(functions) as callers:
+    with calling(functions.endpoint) as callers:
         functions.platform.apply(broken)
         with pytest.raises(PolyserveError, match="broken on purpose"):
             functions.wait(broken)
@@ -94,6 +96,25 @@ def test_a_package_that_breaks_never_takes_traffic_and_the_old_revision_answers_
     assert callers.failures == []
     assert set(callers.answers) == {2.0}
     assert functions.platform.describe(NAME).weights == {2: 100}
+
+
+def test_a_package_that_answers_differently_never_takes_traffic_and_the_old_revision_answers_throughout(
+    harness: Any,
+) -> None:
+    world = World(harness, harness.fresh_bucket())
+    try:
+        world.deploy(times(2))
+        with (
+            calling(lambda: world.deployment().endpoint) as callers,
+            pytest.raises(VerificationError, match="answers differently"),
+        ):
+            world.deploy(times(3), environment={ANSWERS_WRONG: "1"})
+
+        assert callers.failures == []
+        assert set(callers.answers) == {2.0}
+        assert world.weights() == {1: 100}
+    finally:
+        world.gone()
 
 
 def rebuilt(functions: Functions, spec: FunctionSpec, name: str, content: bytes) -> FunctionSpec:
