@@ -12,7 +12,7 @@ from http import HTTPStatus
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from polyserve.emulation.http import Answer, Call, Handler
-from polyserve_gcp.emulator.gcs_errors import bad
+from polyserve_gcp.emulator.gcs_errors import absent, bad, format_json
 
 MOST = 100
 """Most calls of one batch ("Batch requests", read 2026-11-21)."""
@@ -41,13 +41,17 @@ async def answer_batch(call: Call, answer: Handler) -> Answer:
         assert isinstance(part, Message)
         inner = _read_call(str(part.get_payload()).encode("utf-8", "surrogateescape"), call)
         identifier = str(part.get("Content-ID", "")).strip("<>")
-        given = await answer(inner)
+        given = await answer(inner) if _is_small(inner) else format_json(absent("uploads and downloads in a batch"))
         found += (
             f"--{boundary}\r\nContent-Type: application/http\r\nContent-ID: <response-{identifier}>\r\n\r\n".encode()
         )
         found += _format(given)
     found += f"--{boundary}--\r\n".encode()
     return Answer(200, {"content-type": f"multipart/mixed; boundary={boundary}"}, bytes(found))
+
+
+def _is_small(call: Call) -> bool:
+    return not call.raw_path.startswith(("/upload/", "/resumable/", "/download/")) and call.query.get("alt") != "media"
 
 
 def _read_call(text: bytes, outer: Call) -> Call:

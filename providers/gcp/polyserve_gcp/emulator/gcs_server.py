@@ -85,9 +85,9 @@ class FakeGcs:
                 *_life_line(), program, *words, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
                 cwd=self._directory, start_new_session=True,
             )  # fmt: skip
-        # Its own connections are never many, and each is answered at once.
+        # As many connections as there are clients that read slowly.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=64), auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)
+            connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None)
         )
         until = time.monotonic() + START_PATIENCE_S
         while True:

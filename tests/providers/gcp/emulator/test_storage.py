@@ -574,6 +574,12 @@ class TestCopies:
                 bucket.blob("missing").delete()
         assert names(bucket.list_blobs()) == []
 
+    def test_a_batch_carries_no_content(self, client: storage.Client, bucket: storage.Bucket) -> None:
+        bucket.blob("x").upload_from_string("content")
+        with pytest.raises(exceptions.MethodNotImplemented, match="uploads and downloads in a batch"):
+            with client.batch() as batch:
+                batch.api_request("GET", f"/b/{bucket.name}/o/x", query_params={"alt": "media"})
+
 
 def test_files_move_in_parallel_parts(bucket: storage.Bucket, tmp_path: Any) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
