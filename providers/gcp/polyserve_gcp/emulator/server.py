@@ -80,6 +80,16 @@ class Emulator:
         """Address of each API, by its host name."""
         return self._ground.endpoints
 
+    def instances(self, service: str) -> list[int]:
+        """Return the processes of a service's instances: for those that run the emulator in their own process.
+
+        Args:
+            service: `projects/p/locations/l/services/s`.
+        """
+        found = self._services.find(service)
+        runners = [one.runner for one in found.revisions.values()] if found is not None else []
+        return [instance.pid for runner in runners if runner is not None for instance in runner.fleet.instances]
+
     def start(self) -> None:
         """Start serving; returns when it answers.
 
