@@ -185,6 +185,7 @@ PREDEFINED = (
     ),
     Role(name="roles/logging.logWriter", title="Logs Writer", permissions=["logging.logEntries.create", "logging.logEntries.route"]),
     Role(name="roles/monitoring.viewer", title="Monitoring Viewer", permissions=["monitoring.*.get", "monitoring.*.list"]),
+    Role(name="roles/secretmanager.admin", title="Secret Manager Admin", permissions=["secretmanager.*", *_PROJECT_READ[:2]]),
     Role(
         name="roles/secretmanager.secretAccessor", title="Secret Manager Secret Accessor",
         permissions=["secretmanager.versions.access", *_PROJECT_READ[:2]],
