@@ -190,13 +190,10 @@ class FakeGcs:
         resource: dict[str, Any] = answer["resource"]
         return resource
 
-    async def compose(self, bucket: str, sources: list[str], name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Put live objects together; returns what fake-gcs-server says of the whole."""
-        body = {
-            "sourceObjects": [{"name": source} for source in sources],
-            "destination": {key: fields[key] for key in ("contentType", "contentEncoding") if fields.get(key)},
-        }
-        return await self._call("POST", f"/storage/v1/b/{bucket}/o/{_escape(name)}/compose", body)
+    async def read(self, bucket: str, name: str, generation: int) -> bytes:
+        """Return all that a generation of an object holds, as it is stored."""
+        content = await self.get(bucket, name, generation, {"accept-encoding": "gzip"})
+        return b"".join([piece async for piece in content.pieces])
 
     async def list(self, bucket: str, query: Mapping[str, str]) -> dict[str, Any]:
         """List live objects: names and generations under `items`, `prefixes`, and `nextPageToken`."""

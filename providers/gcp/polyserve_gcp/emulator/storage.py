@@ -101,8 +101,8 @@ class Storage:
         Raises:
             ServiceError: There is none (404).
         """
-        _, content = await self._objects.read(OWN, bucket, name, {"accept-encoding": "gzip"}, generation=generation)
-        return b"".join([piece async for piece in content.pieces])
+        found = self._objects.find(OWN, bucket, name, generation)
+        return await self._server.read(bucket, name, found.generation)
 
     async def write_object(
         self, bucket: str, name: str, body: bytes, content_type: str = "application/octet-stream"

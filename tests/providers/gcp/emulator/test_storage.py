@@ -560,6 +560,25 @@ class TestCopies:
         with pytest.raises(exceptions.PreconditionFailed):
             bucket.blob("other").compose(parts, if_source_generation_match=[1, 2, 3], **ONCE)
 
+    @pytest.mark.parametrize("versions", [False, True])
+    def test_what_is_written_over_itself_is_another_generation(self, client: storage.Client, versions: bool) -> None:
+        bucket = client.bucket(f"bucket-{uuid.uuid4().hex}")
+        bucket.versioning_enabled = versions
+        bucket.create()
+        blob, seen = bucket.blob("x"), []
+        blob.upload_from_string("1")
+        for change in (
+            lambda: bucket.blob("x").compose([bucket.blob("x")] * 2),
+            lambda: bucket.copy_blob(bucket.blob("x"), bucket, "x"),
+        ):
+            seen.append(bucket.get_blob("x").generation)
+            change()
+        seen.append(bucket.get_blob("x").generation)
+        assert seen == sorted(set(seen))
+        assert bucket.blob("x").download_as_bytes() == b"11"
+        kept = {one.generation: one.download_as_bytes() for one in bucket.list_blobs(versions=True)}
+        assert kept == (dict(zip(seen, (b"1", b"11", b"11"), strict=True)) if versions else {seen[-1]: b"11"})
+
     def test_a_batch_is_many_calls(self, client: storage.Client, bucket: storage.Bucket) -> None:
         for number in range(3):
             bucket.blob(f"p{number}").upload_from_string("x")
