@@ -17,6 +17,8 @@ from typing import Any
 from polyserve_gcp.emulator.instances import Instance, Line, Recipe
 from polyserve_gcp.emulator.limits import Limits
 
+GRACE_S = 10.0
+"""How long an instance that is not needed any more has after SIGTERM ("Container runtime contract", read 2026-11-21)."""
 MEASURE_S = 0.1
 """How often the memory of an instance that works is looked at."""
 TRY_AGAIN_S = 1.0
@@ -65,6 +67,7 @@ class Fleet:
         self.recipe, self.scale = recipe, scale
         self._scratch, self._log, self._limits = scratch, log, limits
         self._running: list[Instance] = []
+        self._leaving: list[Instance] = []
         self._starting = 0
         self.kept, self.most = 0, min(scale.maximum, limits.instances)
         self._queue: deque[asyncio.Future[Instance]] = deque()
@@ -146,7 +149,7 @@ class Fleet:
         self._closed = True
         for task in self._starts:
             task.cancel()
-        running, self._running = self._running, []
+        running, self._running = [*self._running, *self._leaving], []
         ends = [*self._starts, *self._others, *(instance.stop() for instance in running)]
         await asyncio.gather(*ends, return_exceptions=True)
         self._refuse_queue()
@@ -241,9 +244,14 @@ class Fleet:
 
     def _drop(self, instance: Instance) -> None:
         self._running.remove(instance)
-        self._spawn(self._others, instance.stop())
+        self._leaving.append(instance)
+        self._spawn(self._others, self._end(instance))
         if len(self.instances) + self._starting < self.kept and not self._closed:
             self._grow()
+
+    async def _end(self, instance: Instance) -> None:
+        await instance.stop(GRACE_S if instance.alive else 0.0)
+        self._leaving.remove(instance)
 
     def _spawn(self, tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -133,12 +133,18 @@ class Instance:
         await self._listening(host, port)
         return not self.failure
 
-    async def stop(self) -> None:
-        """End the process, everything in its group, and its scratch directory."""
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """End the process, everything in its group, and its scratch directory.
+
+        Args:
+            grace_s: How long it has after SIGTERM, in seconds; none at all unless given.
+        """
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, and nothing of its group is left
-                os.killpg(self._process.pid, signal.SIGKILL)
             assert self._gone is not None
+            if grace_s:
+                self._signal(signal.SIGTERM, group=False)
+                await asyncio.wait({self._gone}, timeout=grace_s)
+            self._signal(signal.SIGKILL)
             await self._gone
         for pipe in self._pipes:
             if pipe.descriptor >= 0:
@@ -158,9 +164,12 @@ class Instance:
         if taken <= self.recipe.memory_mb or not self.alive:
             return False
         self.over_memory_mb = taken
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         return True
+
+    def _signal(self, number: int, *, group: bool = True) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, and nothing of its group is left
+            (os.killpg if group else os.kill)(self.pid, number)
 
     async def _listening(self, host: str, port: int) -> None:
         assert self._gone is not None

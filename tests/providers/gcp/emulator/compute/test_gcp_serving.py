@@ -1,5 +1,6 @@
 """What a function and a service answer at their own address: identity, limits, scaling, and what the front says by itself."""
 
+import gzip
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -273,3 +274,24 @@ def test_a_service_without_a_revision_that_is_ready_is_not_found(cloud, pack_tar
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_every_method_reaches_the_function(function, method):
     assert function.call(method=method).json()["method"] == method
+
+
+def test_an_idle_instance_is_asked_to_end_before_it_is_killed(
+    cloud, pack_tar, served, emulator, monkeypatch, eventually
+):
+    monkeypatch.setattr(emulator.limits, "idle_s", 0.05)
+    app = """
+import os, signal, sys
+import served
+def leave(number, frame):
+    print("asked to end", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, leave)
+served.Server((os.environ["HOST"], int(os.environ["PORT"])), served.Handler).serve_forever()
+"""
+    library = gzip.decompress(served("polite"))[512:].partition(b"\0")[0]
+    made = cloud.serve(pack_tar({"app.py": app, "served.py": library}))
+    wanted = f'resource.labels.service_name="{made.short}" AND textPayload="asked to end"'
+    body = {"resourceNames": ["projects/polyserve-emulated"], "filter": wanted}
+    eventually(lambda: cloud.rest("logging", "POST", "/v2/entries:list", json=body).json()["entries"] != [])
+    assert made.mark() == "polite"
