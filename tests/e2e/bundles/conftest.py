@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import hashlib
-import importlib
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -71,23 +70,6 @@ def make_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWheel:
         return wheel
 
     return make
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Return what makes a wheel importable here, as an installer does."""
-    site = tmp_path / "site"
-    monkeypatch.syspath_prepend(str(site))
-
-    def install(wheel: Path) -> None:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site)
-            tops = {name.partition("/")[0].removesuffix(".py") for name in archive.namelist()}
-        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
-            monkeypatch.delitem(sys.modules, name)
-        importlib.invalidate_caches()
-
-    return install
 
 
 @pytest.fixture

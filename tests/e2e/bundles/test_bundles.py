@@ -20,6 +20,7 @@ from polyserve.errors import PackageError
 from polyserve.model import ModelPackage, package
 from polyserve.model.storage import cache_directory
 from polyserve.runtime import archive
+from tests.e2e.bundles.conftest import write_wheel
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 CACHED = f"cpython-{PYTHON.replace('.', '')}.pyc"
@@ -69,22 +70,36 @@ print(json.dumps([module.__spec__.cached for module in modules] + [tiny.used.dou
 """
 
 
-@pytest.fixture
-def made(make_wheel, installed, tmp_path, monkeypatch) -> ModelPackage:
-    """Yield a package of code that needs a distribution."""
-    installed(make_wheel("tiny", "1.0", TINY))
-    (tmp_path / "doubling.py").write_text(
-        dedent("""
-            import tiny
+DOUBLING = "import tiny\n\ndef predict(x):\n    return tiny.double(x)\n"
 
-            def predict(x):
-                return tiny.double(x)
-        """)
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "doubling", raising=False)
-    return package("doubling:predict", sample=[1.0, 2.0], requirements=["tiny"])
+
+def packaged(folder: Path, source: str) -> ModelPackage:
+    """Make a package of code that needs a distribution."""
+    (folder / "doubling.py").write_text(source)
+    with zipfile.ZipFile(write_wheel(folder, "tiny", "1.0", TINY)) as wheel:
+        wheel.extractall(folder / "site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder / "site"))
+        patch.syspath_prepend(str(folder))
+        try:
+            return package("doubling:predict", sample=[1.0, 2.0], requirements=["tiny"], into=folder / "kept")
+        finally:
+            for name in [name for name in sys.modules if name.partition(".")[0] in {"doubling", "tiny"}]:
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def doubling(tmp_path_factory) -> ModelPackage:
+    """Return a package that no test changes."""
+    return packaged(tmp_path_factory.mktemp("doubling"), DOUBLING)
+
+
+@pytest.fixture
+def made(doubling, make_wheel) -> ModelPackage:
+    """Return that package, where uv and pip find what it needs."""
+    make_wheel("tiny", "1.0", TINY)
+    return doubling
 
 
 def built(made: ModelPackage, info, **changes):
@@ -230,9 +245,7 @@ def test_a_bundle_that_was_built_before_is_found_without_any_index(made, platfor
 def test_a_new_model_takes_over_what_was_compressed_before(made, platform, tmp_path):
     told: list[str] = []
     built(made, platform())
-    (tmp_path / "doubling.py").write_text("import tiny\n\ndef predict(x):\n    return tiny.double(tiny.double(x))\n")
-    del sys.modules["doubling"]
-    other = package("doubling:predict", sample=[1.0, 2.0, 3.0], requirements=["tiny"])
+    other = packaged(tmp_path, DOUBLING.replace("tiny.double(x)", "tiny.double(tiny.double(x))"))
     bundle = built(other, platform(), report=told.append)
 
     assert bundle.package_digest != made.digest
@@ -287,7 +300,7 @@ def test_a_trace_is_made_once(made, platform):
     assert told == []
 
 
-def test_what_is_looked_at_without_being_opened_is_missed_and_found_missing(make_wheel, installed, made, platform):
+def test_what_is_looked_at_without_being_opened_is_missed_and_found_missing(make_wheel, made, platform):
     looking = dict(TINY) | {
         "tiny/used.py": "import os\n\ndef double(x):\n    there = os.path.exists(os.path.join(os.path.dirname(__file__), 'factor.txt'))\n"
         "    return [value * (2 if there else 3) for value in x]\n"
