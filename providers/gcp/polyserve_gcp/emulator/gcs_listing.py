@@ -29,6 +29,8 @@ async def list_objects(server: FakeGcs, bucket: Bucket, query: Mapping[str, str]
     """
     if query.get("softDeleted", "").lower() == "true":
         raise absent("soft-deleted objects")
+    if query.get("filter"):
+        raise absent("filters of lists")
     limit = query.get("maxResults", "")
     if limit and not limit.isdigit():
         raise bad(f"Invalid argument: maxResults is '{limit}', and not a number.")

@@ -23,6 +23,7 @@ _HEADERS = {
     "cache-control": "cacheControl", "content-disposition": "contentDisposition", "content-encoding": "contentEncoding",
     "content-language": "contentLanguage", "content-type": "contentType", "x-goog-storage-class": "storageClass",
 }  # fmt: skip
+_KMS_KEY = "x-goog-encryption-kms-key-name"
 PART_LEAST = 5 * 1024 * 1024
 """Least size of all parts but the last, in bytes ("XML API multipart uploads", read 2026-11-21)."""
 
@@ -71,8 +72,9 @@ class XmlApi:
             )
             return Answer(204)
         writing = Writing(
-            bucket=bucket, name=name, fields=_fields(call.headers), conditions=conditions, **read_sums(call.headers)
-        )
+            bucket=bucket, name=name, fields=_fields(call.headers), conditions=conditions, kms_key=call.headers.get(_KMS_KEY, ""),
+            **read_sums(call.headers),
+        )  # fmt: skip
         if call.method == "POST" and call.headers.get("x-goog-resumable", "").lower() == "start":
             location, _ = self._uploads.begin(caller, writing, url)
             return Answer(201, {"location": location, "x-guploader-uploadid": location.rpartition("=")[2]})
@@ -86,8 +88,9 @@ class XmlApi:
         identifier = call.query.get("uploadId", "")
         if call.method == "POST" and "uploads" in call.query:
             writing = Writing(
-                bucket=bucket, name=name, fields=_fields(call.headers), conditions=read_xml_conditions(call.headers)
-            )
+                bucket=bucket, name=name, fields=_fields(call.headers), conditions=read_xml_conditions(call.headers),
+                kms_key=call.headers.get(_KMS_KEY, ""),
+            )  # fmt: skip
             self._objects.demand(caller, "storage.multipartUploads.create", bucket, name)
             self._objects.check_writing(caller, writing)
             identifier = secrets.token_urlsafe(24)

@@ -205,6 +205,9 @@ def _refuse_absent(call: Call) -> None:
     for name in ("x-goog-encryption-algorithm", "x-goog-copy-source-encryption-algorithm"):
         if name in call.headers:
             raise absent("encryption with keys that come along with a call")
-    for name in ("predefinedAcl", "predefinedDefaultObjectAcl", "destinationPredefinedAcl"):
-        if call.query.get(name):
-            raise bad(f"Cannot use {name} with a bucket that has uniform bucket-level access enabled.")
+    if call.query.get("enableObjectRetention", "").lower() == "true":
+        raise absent("retention")
+    lists = ("predefinedAcl", "predefinedDefaultObjectAcl", "destinationPredefinedAcl")
+    named = [name for name in lists if call.query.get(name)] + ["x-goog-acl"] * ("x-goog-acl" in call.headers)
+    if named:
+        raise bad(f"Cannot use {named[0]} with a bucket that has uniform bucket-level access enabled.")

@@ -292,6 +292,19 @@ class TestObjects:
         with pytest.raises(exceptions.BadRequest, match="crypto key"):
             bucket.blob("y", kms_key_name="mine").upload_from_string("1", **ONCE)
 
+    def test_the_class_of_storage_is_changed_by_a_rewrite(self, client: storage.Client, bucket: storage.Bucket) -> None:
+        blob = bucket.blob("x")
+        blob.upload_from_string("1", content_type="a/b")
+        blob.update_storage_class("NEARLINE")
+        found = bucket.get_blob("x")
+        assert found is not None
+        assert (found.storage_class, found.content_type, found.download_as_bytes()) == ("NEARLINE", "a/b", b"1")
+        cold = client.bucket(f"bucket-{uuid.uuid4().hex}")
+        cold.storage_class = "COLDLINE"
+        cold.create()
+        cold.blob("x").upload_from_string("1")
+        assert cold.get_blob("x").storage_class == "COLDLINE"
+
     def test_a_key_that_comes_along_is_refused_and_not_ignored(self, bucket: storage.Bucket) -> None:
         with pytest.raises(exceptions.MethodNotImplemented, match="keys that come along"):
             bucket.blob("x", encryption_key=b"k" * 32).upload_from_string("1", **ONCE)

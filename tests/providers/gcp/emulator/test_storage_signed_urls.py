@@ -86,6 +86,16 @@ def test_an_upload_keeps_within_the_length_that_was_signed(sign: Signing) -> Non
     assert [httpx.put(url, content=b"x" * size, headers=fields).status_code for size in (1, 3, 5)] == [400, 200, 400]
 
 
+def test_an_upload_names_the_customers_key_and_no_list_of_readers(sign: Signing) -> None:
+    key = "projects/p/locations/us/keyRings/r/cryptoKeys/k"
+    fields = {"x-goog-encryption-kms-key-name": key}
+    assert httpx.put(sign("up", "PUT", headers=fields), content=b"x", headers=fields).status_code == 200
+    assert sign.bucket.get_blob("up").kms_key_name == f"{key}/cryptoKeyVersions/1"
+    fields = {"x-goog-acl": "public-read"}
+    refused = httpx.put(sign("up", "PUT", headers=fields), content=b"x", headers=fields)
+    assert (refused.status_code, "uniform bucket-level access" in refused.text) == (400, True)
+
+
 def test_a_signed_session_takes_a_large_upload(sign: Signing) -> None:
     url = sign("large", "RESUMABLE")
     begun = httpx.post(url, headers={"x-goog-resumable": "start"})
