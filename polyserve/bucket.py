@@ -20,7 +20,6 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar, cast, overload
 
 from polyserve import registry
@@ -188,21 +187,24 @@ class Bucket:
             NotFoundError: There is no such object; or the file's directory does not exist.
             InternalError: The content is not what was written: its sha256 differs. No file is left.
         """
-        target = Path(path)
-        if not target.parent.is_dir():
-            message = f"download {key!r} to {str(target)!r} failed: the directory does not exist, make it first"
+        # Of many small objects, an object for each path is most of the work.
+        target = os.fspath(path)
+        directory, name = os.path.split(target)
+        if not os.path.isdir(directory or "."):
+            message = f"download {key!r} to {target!r} failed: the directory does not exist, make it first"
             raise NotFoundError(message, provider=self.provider, operation="download", resource=key)
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+        temporary = os.path.join(directory, f".{name[:100]}.{secrets.token_hex(6)}.part")
         try:
-            with self.open(key) as body, temporary.open("wb", buffering=0) as file:
+            with self.open(key) as body, open(temporary, "wb", buffering=0) as file:
                 digest = copy_digested(body, cast("BinaryIO", file))
                 if file.tell() != body.meta.size:
                     raise self._damaged("download", key, f"{body.meta.size} bytes were expected and {file.tell()} came")
                 self._check_digest("download", body.meta, lambda: digest)
-            temporary.replace(target)
-        finally:
+            os.replace(temporary, target)
+        except BaseException:
             with suppress(FileNotFoundError):
-                temporary.unlink()
+                os.unlink(temporary)
+            raise
         return body.meta
 
     def head(self, key: str) -> ObjectMeta:

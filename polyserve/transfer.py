@@ -23,6 +23,8 @@ __all__ = ["CHUNK_BYTES", "ObjectReader", "copy_digested", "readable"]
 CHUNK_BYTES = 1 << 20
 # Data that cannot be read twice is kept in memory up to this size, and in a temporary file beyond it.
 _SPOOL_BYTES = 8 << 20
+# Files and objects up to this size are read in one go.
+_SMALL_BYTES = 1 << 20
 # Objects from this size on are read by one thread and hashed by another, and this many pieces are between them.
 _OVERLAPPED_FROM = 4 << 20
 _AHEAD = 4
@@ -46,6 +48,11 @@ def readable(data: Any, refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
     elif isinstance(data, os.PathLike):
         with _opened(data, refuse) as file:
             before = os.fstat(file.fileno())
+            if before.st_size <= _SMALL_BYTES:
+                # Read once: what is sent is what the digest is of, whatever becomes of the file.
+                content = file.read()
+                yield io.BytesIO(content), hashlib.sha256(content).hexdigest()
+                return
             yield file, _digest_of(file)
             after = os.fstat(file.fileno())
         # The digest is sent ahead of the content, so a file that grows between the two would be stored under a wrong one.
@@ -110,30 +117,28 @@ def copy_digested(body: ObjectReader, file: BinaryIO) -> str:
         body: What is read.
         file: An unbuffered file.
     """
+    if body.meta.size <= _SMALL_BYTES:
+        content = body.read()
+        _write(file, memoryview(content))
+        return hashlib.sha256(content).hexdigest()
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    if body.meta.size <= _OVERLAPPED_FROM:
-        while count := body.readinto(buffer):
-            digest.update(buffer[:count])
-            _write(file, buffer[:count])
-        return digest.hexdigest()
 
     def take(piece: memoryview) -> None:
         digest.update(piece)
         _write(file, piece)
 
+    if body.meta.size <= _OVERLAPPED_FROM:
+        for piece in body.pieces():
+            take(piece)
+        return digest.hexdigest()
     with ThreadPoolExecutor(1, thread_name_prefix="polyserve-digest") as pool:
-        # One worker: pieces are taken in their order. As many buffers as are on their way, and one to read into.
-        buffers = deque([buffer, *(memoryview(bytearray(CHUNK_BYTES)) for _ in range(_AHEAD))])
-        waiting: deque[tuple[Future[None], memoryview]] = deque()
-        while count := body.readinto(buffers[0]):
-            used = buffers.popleft()
-            waiting.append((pool.submit(take, used[:count]), used))
-            if not buffers:
-                done, free = waiting.popleft()
-                done.result()
-                buffers.append(free)
-        for done, _ in waiting:
+        # One worker: pieces are taken in their order.
+        waiting: deque[Future[None]] = deque()
+        for piece in body.pieces():
+            waiting.append(pool.submit(take, piece))
+            if len(waiting) > _AHEAD:
+                waiting.popleft().result()
+        for done in waiting:
             done.result()
     return digest.hexdigest()
 
@@ -185,6 +190,21 @@ class ObjectReader(io.RawIOBase):
             data = self._body.read(len(view))
             view[: len(data)] = data
             return len(data)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield what is left, piece by piece, as it comes and without a copy where the driver's body can tell it so."""
+        pieces = getattr(self._body, "pieces", None)
+        if pieces is None:
+            while data := self.read(CHUNK_BYTES):
+                yield memoryview(data)
+            return
+        left = pieces()
+        while True:
+            with translating(self._provider, "read", self.meta.key):
+                piece = next(left, None)
+            if piece is None:
+                return
+            yield piece
 
     def close(self) -> None:
         """Give the connection or the file back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -12,7 +13,7 @@ from botocore.config import Config
 from polyserve_aws.errors import explain_refusal
 from polyserve_aws.settings import AwsSettings
 
-__all__ = ["Clients"]
+__all__ = ["Clients", "is_private"]
 
 CONNECTIONS = 32
 """Connections that one client keeps: as many as the core has calls in flight."""
@@ -68,7 +69,7 @@ class Clients:
             signature_version="s3v4" if service == "s3" else None,
             # The core compares what was read with the digest that was stored; once is enough.
             response_checksum_validation="when_required",
-            s3={"addressing_style": "path" if endpoint else "auto"},
+            s3=_storage(endpoint),
         )
         client = self.session.client(service, endpoint_url=endpoint, config=config)
         client.meta.events.register("after-call", explain_refusal)
@@ -80,3 +81,19 @@ class Clients:
             clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()
+
+
+def is_private(url: str) -> bool:
+    """Return whether nobody can be between here and a URL: it is one of TLS, or of this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "https" or host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _storage(endpoint: str | None) -> dict[str, Any]:
+    """Return how S3 is called. What we write has a checksum, which is signed: with TLS around it, contents need no signature of their own.
+
+    The SDK does the same, but not where the checksum is given to it: "Authenticating Requests", API reference of S3, 2026-11.
+    """
+    signed = endpoint is not None and not is_private(endpoint)
+    return {"addressing_style": "path" if endpoint else "auto", "payload_signing_enabled": signed}

@@ -15,13 +15,14 @@ from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
 from polyserve.driver import ErrorCode, PutAttributes
-from polyserve_aws.clients import CONNECTIONS, Clients
+from polyserve_aws.clients import CONNECTIONS, Clients, is_private
 from polyserve_aws.errors import classify, explain_refusal
 from polyserve_aws.parts import PARALLEL, PART_BYTES, read_part
 from polyserve_aws.settings import AwsSettings
@@ -135,8 +136,10 @@ class FastObjects:
             return False
         return _HEADERS.isdisjoint(attrs.metadata)
 
-    def get(self, name: str, *, offset: int = 0, length: int | None = None) -> GetResult | None:
-        """Open an object, or return `None` where boto3 has to: so it is for ranges that S3 does not have, too.
+    def get(
+        self, name: str, *, offset: int = 0, length: int | None = None, version: str | None = None
+    ) -> GetResult | None:
+        """Open an object, or that version of it, or return `None` where boto3 has to: so it is for ranges that S3 does not have, too.
 
         Raises:
             ClientError: S3 refused.
@@ -152,6 +155,8 @@ class FastObjects:
             options["range"] = (offset, offset + length)
         elif offset:
             options["range"] = {"offset": offset}
+        if version is not None:
+            options["if_match"] = f'"{version}"'
         try:
             return obstore.get(store, name, options=options)
         except Exception as error:
@@ -201,6 +206,7 @@ class FastObjects:
 
         from obstore.store import S3Store
 
+        private = is_private(url)
         return S3Store(
             self._bucket,
             endpoint=url,
@@ -208,9 +214,9 @@ class FastObjects:
             virtual_hosted_style_request=not self._settings.endpoint_url,
             # Said, because what is not said is read from the environment.
             skip_signature=False,
-            unsigned_payload=False,
-            # S3 compares it with what it got, as it does for boto3.
-            checksum_algorithm="sha256",
+            unsigned_payload=private,
+            # S3 compares it with what it got, as it does for boto3. Other servers may not know the one that is S3's own choice.
+            checksum_algorithm="crc64nvme" if private and _knows_crc64(url) else "sha256",
             client_options={
                 "allow_http": url.startswith("http:"),
                 "connect_timeout": "5s",
@@ -247,6 +253,11 @@ class FastObjects:
         return translated
 
 
+def _knows_crc64(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn")) or not url.startswith("https:")
+
+
 def _attributes(attrs: PutAttributes) -> Any:
     return {**attrs.metadata, "Content-Type": attrs.content_type}
 
@@ -276,7 +287,11 @@ class FastContent(io.RawIOBase):
     """
 
     def __init__(self, found: GetResult) -> None:
-        self._chunks: Any = found.stream(min_chunk_size=CHUNK_BYTES)
+        self._found = found
+        # A stream costs more than all of a small object at once.
+        first, last = found.range
+        self._small = last - first <= PART_BYTES
+        self._chunks: Any = None if self._small else found.stream(min_chunk_size=CHUNK_BYTES)
         self._chunk = memoryview(b"")
 
     def readable(self) -> bool:
@@ -286,9 +301,13 @@ class FastContent(io.RawIOBase):
     def _more(self) -> bool:
         """Have something to give, or return false at the end."""
         while not self._chunk:
-            if self._chunks is None:
-                return False
             try:
+                if self._small:
+                    self._small = False
+                    self._chunk = memoryview(self._found.bytes())
+                    continue
+                if self._chunks is None:
+                    return False
                 self._chunk = memoryview(next(self._chunks))
             except StopIteration:
                 self._chunks = None
@@ -296,14 +315,16 @@ class FastContent(io.RawIOBase):
                 raise _broken(str(error)) from error
         return True
 
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield what is left as it comes, without a copy."""
+        while self._more():
+            piece, self._chunk = self._chunk, memoryview(b"")
+            yield piece
+
     def read(self, size: int | None = -1) -> bytes:
         """Read up to `size` bytes, or all that is left."""
         if size is None or size < 0:
-            pieces = []
-            while self._more():
-                pieces.append(self._chunk)
-                self._chunk = memoryview(b"")
-            return b"".join(pieces)
+            return b"".join(self.pieces())
         if not size or not self._more():
             return b""
         data, self._chunk = self._chunk[:size], self._chunk[size:]
@@ -326,4 +347,4 @@ class FastContent(io.RawIOBase):
         """Give up what has not come yet."""
         if not self.closed:
             super().close()
-            self._chunks, self._chunk = None, memoryview(b"")
+            self._chunks, self._chunk, self._small = None, memoryview(b""), False

@@ -12,16 +12,18 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from botocore.exceptions import ClientError
 
 from polyserve.driver import ErrorCode, ObjectMeta, Page, PutAttributes
 from polyserve_aws.clients import Clients
-from polyserve_aws.errors import BucketNotEmptyError, PreconditionError, classify, code_of
+from polyserve_aws.errors import BucketNotEmptyError, PreconditionError, RevisionError, classify, code_of
 from polyserve_aws.fast import FastContent, FastObjects
 from polyserve_aws.keys import decode_key, encode_key, is_plain, search_prefix
 from polyserve_aws.parts import PART_BYTES, copy_in_parts, read_part, upload_in_parts
+from polyserve_aws.ranges import RANGE_BYTES, RangedContent
 
 if TYPE_CHECKING:
     from obstore import GetResult
@@ -95,13 +97,45 @@ class S3Store:
         return answer
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> tuple[ObjectMeta, BinaryIO]:
-        """Open an object. What is read is one version of it, whatever is written meanwhile."""
+        """Open an object. What is read is one version of it: where a large one is written meanwhile, reading fails with CONFLICT."""
         if length == 0:
             return self.head(key), io.BytesIO()
-        found = self._fast.get(encode_key(key), offset=offset, length=length)
+        if offset or length is not None:
+            return self._opened(key, offset, length)
+        meta, first = self._opened(key, 0, RANGE_BYTES)
+        if meta.size <= RANGE_BYTES:
+            return meta, first
+        ranged = RangedContent(
+            first, partial(self._range, key, meta.version), partial(self._rest, key, meta.version), meta.size
+        )
+        return meta, cast("BinaryIO", ranged)
+
+    def _range(self, key: str, version: str, offset: int, length: int) -> memoryview:
+        """Read a range of one version."""
+        with self._at(key, version, offset, length) as body:
+            pieces = list(body.pieces()) if isinstance(body, FastContent) else [memoryview(body.read())]
+            return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+
+    def _rest(self, key: str, version: str, offset: int) -> BinaryIO:
+        return self._at(key, version, offset, None)
+
+    def _at(self, key: str, version: str, offset: int, length: int | None) -> BinaryIO:
+        """Open a range of one version."""
+        try:
+            return self._opened(key, offset, length, version)[1]
+        except ClientError as error:
+            if code_of(error) in {"PreconditionFailed", "412", "NoSuchKey", "404"}:
+                message = f"object {key!r} was written or deleted while it was read: read it again"
+                raise RevisionError(ErrorCode.CONFLICT, message) from error
+            raise
+
+    def _opened(
+        self, key: str, offset: int, length: int | None, version: str | None = None
+    ) -> tuple[ObjectMeta, BinaryIO]:
+        found = self._fast.get(encode_key(key), offset=offset, length=length, version=version)
         if found is not None:
             return _fast_meta(key, found), cast("BinaryIO", FastContent(found))
-        wanted = {}
+        wanted = {} if version is None else {"IfMatch": f'"{version}"'}
         if offset or length is not None:
             wanted["Range"] = f"bytes={offset}-" if length is None else f"bytes={offset}-{offset + length - 1}"
         try:

@@ -72,20 +72,35 @@ def test_a_path_that_cannot_be_read_is_refused_by_name(bucket, tmp_path):
         bucket.put("k", tmp_path)
 
 
-def test_a_file_that_changes_while_it_is_uploaded_is_noticed(provider, tmp_path):
-    path = tmp_path / "growing"
-    path.write_bytes(b"before")
+def changing(path, after):
+    """Return a bucket whose uploads find a file changed once they have begun."""
 
     class Store(MemoryStore):
         def put(self, key, body, *, attrs):
-            path.write_bytes(b"before and after")
+            path.write_bytes(after)
             return super().put(key, body, attrs=attrs)
 
     bucket = Bucket(MemoryProvider(store=Store), "bucket")
     bucket._provider.ensure_bucket("bucket")
+    return bucket
+
+
+def test_a_file_that_changes_while_it_is_uploaded_is_noticed(tmp_path):
+    path = tmp_path / "growing"
+    path.write_bytes(b"before" * 200_000)
 
     with pytest.raises(InvalidArgumentError, match="changed while it was read"):
-        bucket.put("k", path)
+        changing(path, b"before and after" * 200_000).put("k", path)
+
+
+def test_a_small_file_is_read_once_so_that_what_is_stored_is_what_it_was(tmp_path):
+    path = tmp_path / "growing"
+    path.write_bytes(b"before")
+    bucket = changing(path, b"before and after")
+
+    bucket.put("k", path)
+
+    assert bucket.get("k") == b"before"
 
 
 @pytest.mark.parametrize(
