@@ -234,7 +234,9 @@ def _start() -> Service:
     return service
 
 
-app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
+# Where callers show tokens, the platform looks at them before the worker hears of a call.
+_LEVEL = func.AuthLevel.ANONYMOUS if os.environ.get("POLYSERVE_CALLERS") == "entra" else func.AuthLevel.FUNCTION
+app = func.FunctionApp(http_auth_level=_LEVEL)
 
 
 @app.function_name("polyserve")

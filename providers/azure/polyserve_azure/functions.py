@@ -25,11 +25,13 @@ from polyserve.driver import (
     Scaling,
 )
 from polyserve_azure.blob import AzureStore
+from polyserve_azure.callers import NOBODY, Callers
 from polyserve_azure.errors import AppError, ServiceError, classify
-from polyserve_azure.invoker import app_url, host_key, scm_url
+from polyserve_azure.hosts import KEY_HEADER, app_url, host_key, scm_url
 from polyserve_azure.logs import Logs
 from polyserve_azure.names import (
     APP_TAG,
+    ENTRA_TAG,
     FRONT_TAG,
     MAX_TAG,
     READY_TAG,
@@ -69,6 +71,7 @@ class _Progress:
         incomplete: Whether there is something to do.
         publish: Whether that is to publish the package.
         ready: Whether that is to note that it is ready.
+        guard: Whether that is to say who may call it.
     """
 
     phase: Phase = Phase.PROVISIONING
@@ -76,6 +79,7 @@ class _Progress:
     incomplete: bool = False
     publish: bool = False
     ready: bool = False
+    guard: bool = False
 
 
 class FlexPlatform:
@@ -85,12 +89,14 @@ class FlexPlatform:
         settings: How apps run.
         manager: Calls Azure.
         accounts: The storage account that bundles and packages are in.
+        callers: Who may call apps.
     """
 
-    def __init__(self, settings: AzureSettings, manager: ResourceManager, accounts: Accounts) -> None:
+    def __init__(self, settings: AzureSettings, manager: ResourceManager, accounts: Accounts, callers: Callers) -> None:
         self._settings = settings
         self._manager = manager
         self._accounts = accounts
+        self._callers = callers
         self._logs = Logs(settings, manager)
         self._publisher = Publisher(manager)
         # Of the hosts that were seen to have one; asked for anew once it is refused.
@@ -120,10 +126,13 @@ class FlexPlatform:
         if given.get("POLYSERVE_APP") != app.to_json():
             self._check_bundle(app.spec.artifact)
             settled = plan["tags"].get(READY_TAG) == mark_of(given.get("POLYSERVE_APP", ""))
-            self._put_site(app, name, plan, before={**given, "settled": "1" if settled else ""})
+            before = {**given, "settled": "1" if settled else ""}
+            self._put_site(app, name, plan, before=before, site=site)
             return
         progress = self._progress(app, plan, site)
-        if progress.publish:
+        if progress.guard:
+            self._callers.settle(name, site["tags"])
+        elif progress.publish:
             store = AzureStore(self._accounts, self._settings, app.spec.artifact.bucket)
             self._publisher.publish(scm_url(self._settings, site), store, app.spec.artifact)
         elif progress.ready:
@@ -139,19 +148,31 @@ class FlexPlatform:
         }
         return self._manager.put(Types.PLAN, name, body).body
 
-    def _put_site(self, app: AppSpec, name: str, plan: Mapping[str, Any], *, before: Mapping[str, str]) -> None:
+    def _put_site(
+        self,
+        app: AppSpec,
+        name: str,
+        plan: Mapping[str, Any],
+        *,
+        before: Mapping[str, str],
+        site: Mapping[str, Any] | None = None,
+    ) -> None:
         """Make the site, or change what it is asked to be; the package that it has stays until another one is published."""
         access, container = self._accounts.access(), package_container(name)
         if not before:
             self._keys.pop(name, None)
             self._accounts.ensure_container(container)
-        tags = _tags(app)
+        tags = _tags(app) | self._callers.tags(front=app.front, site=site)
+        if site is not None and tags.get(ENTRA_TAG, NOBODY) != NOBODY:
+            # First, so that it is never open to everybody: the package that is there is about to want no key.
+            self._callers.settle(name, tags)
         others = self._others(app, before)
         values = settings_of(
             app,
             self._settings,
             access.connection_string,
-            logs=self._logs.ensure(name, tags),
+            logs=self._logs.ensure(name, _tags(app)),
+            callers="entra" if tags.get(ENTRA_TAG, NOBODY) != NOBODY else "",
             others=others,
             before=before,
         )
@@ -254,6 +275,8 @@ class FlexPlatform:
                 raise
             # The host of a site that was just made: nothing can be done before it has keys.
             return _Progress()
+        if not self._callers.settled(site):
+            return _Progress(incomplete=True, guard=True)
         deployment = self._publisher.latest(scm_url(self._settings, site))
         if deployment is None or deployment.mark != publish_mark(app.spec.artifact):
             busy = deployment is not None and deployment.running
@@ -270,7 +293,8 @@ class FlexPlatform:
 
     def _looked_at(self, app: AppSpec, site: Mapping[str, Any], key: str, deployment: Deployment) -> _Progress:
         """Return what an app shows itself, whose package was published."""
-        seen = probe(self._manager.client, app_url(self._settings, site), key, app)
+        shown = {KEY_HEADER: key} if ENTRA_TAG not in site["tags"] else self._callers.headers(site)
+        seen = probe(self._manager.client, app_url(self._settings, site), shown, app)
         if seen.refused:
             self._keys.pop(str(site["name"]), None)
         if seen.verdict is Readiness.READY:
@@ -331,7 +355,7 @@ class FlexPlatform:
         return custom_role(spec, self._settings)
 
 
-_OWN = frozenset({APP_TAG, FRONT_TAG, MAX_TAG, READY_TAG, REVISION_TAG, SPEC_TAG})
+_OWN = frozenset({APP_TAG, ENTRA_TAG, FRONT_TAG, MAX_TAG, READY_TAG, REVISION_TAG, SPEC_TAG})
 
 
 def _tags(app: AppSpec) -> dict[str, str]:

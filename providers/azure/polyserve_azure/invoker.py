@@ -1,21 +1,20 @@
-"""How an app is called: one HTTP call to its own address, with the key of its host."""
+"""How an app is called: one HTTP call to its own address, with the key of its host or a token."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import quote
 
 from polyserve.driver import Address, ErrorCode, HttpCall, HttpReply, Request, Response
+from polyserve_azure.callers import Callers
 from polyserve_azure.errors import AppError, InvocationError, seconds_of
+from polyserve_azure.hosts import app_url
 from polyserve_azure.names import APP_TAG, site_name
 from polyserve_azure.resources import ResourceManager, Types
 from polyserve_azure.settings import AzureSettings
 
-__all__ = ["FunctionInvoker", "host_key"]
+__all__ = ["FunctionInvoker"]
 
-KEY_HEADER = "x-functions-key"
 ANSWERED = "x-polyserve-revision"
 """Header of every answer that an app gave; what lacks it came from the platform in front of it."""
 
@@ -26,20 +25,20 @@ class FunctionInvoker:
     Args:
         settings: What apps are called.
         manager: Calls Azure.
+        callers: What a caller shows.
     """
 
-    def __init__(self, settings: AzureSettings, manager: ResourceManager) -> None:
+    def __init__(self, settings: AzureSettings, manager: ResourceManager, callers: Callers) -> None:
         self._settings = settings
         self._manager = manager
+        self._callers = callers
 
     def resolve(self, name: str, *, revision: int | None = None) -> Address:
-        """Find an app's address and the key of its host. It is asked for again once it was refused, so that keys can be renewed."""
+        """Find an app's address and what to show there. It is asked for again once it was refused, so that keys can be renewed."""
         site = self._manager.find(Types.SITE, site_name(self._settings, name))
         if site is None or (site.get("tags") or {}).get(APP_TAG) != name:
             raise AppError(ErrorCode.NOT_FOUND, f"there is no app {name!r}")
-        return Address(
-            url=app_url(self._settings, site), headers={KEY_HEADER: host_key(self._manager, str(site["name"]))}
-        )
+        return Address(url=app_url(self._settings, site), headers=self._callers.headers(site))
 
     def prepare(self, address: Address, request: Request) -> HttpCall:
         """Turn a request into the app's HTTP call."""
@@ -59,35 +58,6 @@ class FunctionInvoker:
         return Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 
-def host_key(manager: ResourceManager, site: str) -> str:
-    """Return the default key of an app's host, which opens all of its functions; never the master key, which opens everything."""
-    told = manager.post(Types.SITE, site, "host", "default", "listkeys")
-    keys: Mapping[str, Any] = told.get("functionKeys") or {}
-    found = keys.get("default") or next(iter(keys.values()), "")
-    if not found:
-        raise AppError(ErrorCode.UNAVAILABLE, f"the host of {site!r} has no key yet")
-    return str(found)
-
-
-def app_url(settings: AzureSettings, site: Mapping[str, Any]) -> str:
-    """Return the address of an app, without a trailing slash."""
-    if settings.app_url_template:
-        return settings.app_url_template.replace("{name}", quote(str(site["name"]), safe="")).rstrip("/")
-    return f"https://{site['properties']['defaultHostName']}"
-
-
-def scm_url(settings: AzureSettings, site: Mapping[str, Any]) -> str:
-    """Return the address that an app is published at; with a host name of its own it may be in another domain than usual."""
-    if settings.scm_url_template:
-        return settings.scm_url_template.replace("{name}", quote(str(site["name"]), safe="")).rstrip("/")
-    properties = site["properties"]
-    for each in properties.get("hostNameSslStates") or ():
-        if each.get("hostType") == "Repository":
-            return f"https://{each['name']}"
-    host, _, domain = str(properties["defaultHostName"]).partition(".")
-    return f"https://{host}.scm.{domain}"
-
-
 _BY_STATUS: Mapping[int, ErrorCode] = {
     # The platform has no such answers of its own but while an app starts, is published or is gone.
     404: ErrorCode.UNAVAILABLE,
@@ -101,7 +71,7 @@ _BY_STATUS: Mapping[int, ErrorCode] = {
     504: ErrorCode.DEADLINE_EXCEEDED,
 }
 _REASONS: Mapping[int, str] = {
-    401: "the app's key was refused: it may have been renewed",
+    401: "the app's key or the token was refused: the key may have been renewed",
     403: "the app is stopped, or its network rules refuse the caller",
     404: "the app has no function yet: it is being published, or does not start; look at its log",
     413: "the request is larger than Azure takes",

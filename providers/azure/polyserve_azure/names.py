@@ -9,6 +9,7 @@ from polyserve_azure.settings import AzureSettings
 
 __all__ = [
     "APP_TAG",
+    "ENTRA_TAG",
     "FRONT_TAG",
     "MADE_TAG",
     "MAX_TAG",
@@ -25,6 +26,8 @@ OWN_TAGS = "polyserve-"
 """Begins the tags that are no labels. Slashes and percent signs, which others use, are not allowed in a tag's name."""
 APP_TAG, REVISION_TAG, FRONT_TAG = f"{OWN_TAGS}app", f"{OWN_TAGS}revision", f"{OWN_TAGS}front"
 SPEC_TAG, READY_TAG, MADE_TAG = f"{OWN_TAGS}spec", f"{OWN_TAGS}ready", f"{OWN_TAGS}made"
+ENTRA_TAG = f"{OWN_TAGS}entra"
+"""The application that callers show a token for."""
 MAX_TAG = f"{OWN_TAGS}max-instances"
 """Says whether somebody asked for a bound: the platform always has one."""
 

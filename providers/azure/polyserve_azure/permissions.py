@@ -28,13 +28,15 @@ _APPS = (
     "Microsoft.Web/sites/host/listkeys/action",
     "Microsoft.Web/sites/publish/Action",
 )
+_CALLERS = ("Microsoft.Web/sites/config/{Read,Write}",)
 _LOGS = ("Microsoft.Insights/components/{Read,Write,Delete}",)
 
 
 def permissions(spec: FunctionSpec) -> Sequence[str]:
     """Return the actions that deploying, calling, watching and destroying takes."""
     found = set[str]()
-    for pattern in (*_GROUP, *_STORAGE, *_APPS, *_LOGS):
+    guarded = _CALLERS if spec.options.get("entra_client_id") else ()
+    for pattern in (*_GROUP, *_STORAGE, *_APPS, *guarded, *_LOGS):
         head, brace, rest = pattern.partition("{")
         verbs, _, tail = rest.partition("}")
         found.update(f"{head}{verb}{tail}" for verb in verbs.split(",")) if brace else found.add(head)

@@ -12,6 +12,7 @@ from azure.storage.blob import BlobServiceClient
 from polyserve.driver import AppPlatform, ErrorCode, Invoker, ObjectStore, ProviderInfo
 from polyserve_azure import INFO, errors
 from polyserve_azure.blob import AzureStore
+from polyserve_azure.callers import Callers
 from polyserve_azure.credentials import Credentials
 from polyserve_azure.functions import FlexPlatform
 from polyserve_azure.invoker import FunctionInvoker
@@ -34,8 +35,9 @@ class AzureProvider:
         self._credentials = Credentials(settings)
         self._manager = ResourceManager(settings, self._credentials)
         self._accounts = Accounts(settings, self._manager)
-        self._invoker = FunctionInvoker(settings, self._manager)
-        self._apps = FlexPlatform(settings, self._manager, self._accounts)
+        callers = Callers(settings, self._manager, self._credentials)
+        self._invoker = FunctionInvoker(settings, self._manager, callers)
+        self._apps = FlexPlatform(settings, self._manager, self._accounts, callers)
 
     @property
     def info(self) -> ProviderInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -41,17 +42,17 @@ def mark_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def probe(client: httpx.Client, url: str, key: str, app: AppSpec) -> Seen:
+def probe(client: httpx.Client, url: str, headers: Mapping[str, str], app: AppSpec) -> Seen:
     """Look once whether an app answers as what it was asked to be.
 
     Args:
         client: The connections.
         url: The app's address.
-        key: The key of its host.
+        headers: What to show there.
         app: What it was asked to be.
     """
     try:
-        reply = client.get(f"{url}/v2/health/ready", headers={"x-functions-key": key}, timeout=PROBE_S)
+        reply = client.get(f"{url}/v2/health/ready", headers=dict(headers), timeout=PROBE_S)
     except httpx.TransportError as error:
         return Seen(verdict=Readiness.WAITING, reason=f"the app does not answer: {type(error).__name__}")
     found = reply.headers.get(MARK)

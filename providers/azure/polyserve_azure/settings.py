@@ -22,6 +22,7 @@ class AzureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             and region where it is empty.
         app_prefix: Begins the names of apps, which are the only ones in the world.
         app_suffix: Ends them; derived from subscription and group where it is empty.
+        entra_client_id: Application of Microsoft Entra that callers of a deployment show a token for, instead of a key; takes `tenant_id`.
         concurrency: Requests that one instance answers at a time.
         update: How apps change: by `rolling` instances one after the other, which loses no request and is in preview, or all at once.
         patience_s: How long an app that was published may take to answer as what it was asked to be, in seconds.
@@ -42,6 +43,7 @@ class AzureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     storage_account: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]{3,24})?$")] = ""
     app_prefix: Annotated[str, msgspec.Meta(pattern=r"^([a-z][a-z0-9-]{0,9})?$")] = ""
     app_suffix: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([a-z0-9-]{0,7}[a-z0-9])?)?$")] = ""
+    entra_client_id: Guid = ""
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
     update: Literal["rolling", "recreate"] = "rolling"
     patience_s: Annotated[float, msgspec.Meta(ge=1)] = 120.0
@@ -53,3 +55,7 @@ class AzureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     scm_url_template: str = ""
     insights_url: Url = "https://api.applicationinsights.io"
     authority_url: Url = ""
+
+    def __post_init__(self) -> None:
+        if self.entra_client_id and not self.tenant_id:
+            raise ValueError("entra_client_id is an application of one tenant: name it in tenant_id, too")

@@ -60,6 +60,7 @@ def settings_of(
     connection: str,
     *,
     logs: str,
+    callers: str,
     others: Mapping[str, Mapping[str, str]],
     before: Mapping[str, str],
 ) -> dict[str, str]:
@@ -70,6 +71,7 @@ def settings_of(
         settings: How apps run.
         connection: Connection string of the storage account.
         logs: Connection string of the component that it writes its log to.
+        callers: What callers show, where that is no key.
         others: Address and key of the apps that requests are passed on to.
         before: The settings that it has so far, with `settled` where it answers as they say.
     """
@@ -86,6 +88,8 @@ def settings_of(
         "POLYSERVE_APP": text,
         "POLYSERVE_CONCURRENCY": str(settings.concurrency),
     }
+    if callers:
+        values["POLYSERVE_CALLERS"] = callers
     if was and was != text:
         values["POLYSERVE_APP_BEFORE"] = was
     if known or others:

@@ -251,6 +251,23 @@ class AzureHarness:
         path = f"{self._web('sites', self.site_name(app))}/host/default/functionKeys/default"
         self._arm("PUT", path, body={"properties": {"name": "default", "value": "renewed-" + "x" * 40}})
 
+    def host_key(self, app: str) -> str:
+        keys = self._arm("POST", f"{self._web('sites', self.site_name(app))}/host/default/listkeys")
+        return str(keys["functionKeys"]["default"])
+
+    def token_for(self, audience: str) -> str:
+        """Return a token of a new principal without any role, for one audience."""
+        url = f"{self._settings.management_url}/_emulator/principals"
+        made = self._http.post(url, json={"roles": []}).raise_for_status().json()
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": made["client_id"],
+            "client_secret": made["client_secret"],
+        }
+        where = f"{self._settings.authority_url}/{self._settings.tenant_id}/oauth2/v2.0/token"
+        told = httpx.post(where, data={**form, "scope": f"{audience}/.default"}, trust_env=False)
+        return str(told.raise_for_status().json()["access_token"])
+
     def make_plan(self, name: str, *, tags: Mapping[str, str]) -> None:
         body = {"location": self._settings.location, "sku": {"name": "FC1"}, "properties": {"reserved": True}}
         self._arm("PUT", self._web("serverfarms", name), body={**body, "tags": dict(tags)})
