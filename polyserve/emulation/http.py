@@ -149,13 +149,27 @@ async def _respond(request: web.BaseRequest, answer: Answer) -> web.StreamRespon
     streamed = web.StreamResponse(status=answer.status, headers=CIMultiDict(fields))
     if answer.stream is None and request.method != "HEAD":
         streamed.content_length = len(answer.body)
-    await streamed.prepare(request)
+    try:
+        await streamed.prepare(request)
+        await _write(streamed, answer, request.method)
+    except ConnectionError:
+        # That a caller hangs up is no failure. Where it has not, what is cut short must not look whole.
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+    finally:
+        # What is not read to its end has to be told: an instance may be waiting for its reader.
+        close = getattr(answer.stream, "aclose", None)
+        if close is not None:
+            await close()
+    return streamed
+
+
+async def _write(streamed: web.StreamResponse, answer: Answer, method: str) -> None:
     if answer.stream is not None:
         async for piece in answer.stream:
             await streamed.write(piece)
-    elif request.method != "HEAD":
+    elif method != "HEAD":
         view = memoryview(answer.body)
         for start in range(0, len(view), _PIECE):
             await streamed.write(view[start : start + _PIECE])
     await streamed.write_eof()
-    return streamed

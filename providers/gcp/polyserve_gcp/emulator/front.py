@@ -11,7 +11,7 @@ import io
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ PIECE = 2**20
 INVOKE = "run.routes.invoke"
 REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
 _HOP = frozenset({
-    "connection", "content-length", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+    "connection", "content-length", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade",
 })  # fmt: skip
 _BROKEN = (
@@ -206,7 +206,7 @@ class Front:
             headers = _back(response)
             length = response.content_length
             if length is None and response.headers.get("Transfer-Encoding") and call.method != "HEAD":
-                return Answer(response.status, headers, stream=_pieces(response, release)), ""
+                return Answer(response.status, headers, stream=_Pieces(response, release)), ""
             async with response:
                 body = await response.read()
         except TimeoutError:
@@ -224,13 +224,38 @@ class Front:
         return Answer(response.status, headers, body), ""
 
 
-async def _pieces(response: aiohttp.ClientResponse, release: Callable[[], None]) -> AsyncIterator[bytes]:
-    try:
-        async with response:
-            async for piece in response.content.iter_any():
-                yield piece
-    finally:
-        release()
+class _Pieces:
+    """A response piece by piece; its instance is given back when it ends, however that happens."""
+
+    def __init__(self, response: aiohttp.ClientResponse, release: Callable[[], None]) -> None:
+        self._response: aiohttp.ClientResponse | None = response
+        self._release = release
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._response is None:
+            raise StopAsyncIteration
+        try:
+            piece = await self._response.content.readany()
+        except BaseException:
+            self._end()
+            raise
+        if not piece:
+            self._end()
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """End it where its reader has gone: that reads nothing, not even to an error."""
+        self._end()
+
+    def _end(self) -> None:
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
+            self._release()
 
 
 def _body(body: bytes) -> bytes | io.BytesIO | None:

@@ -4,6 +4,7 @@ import gzip
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from google.api_core import exceptions
 from google.auth.transport.requests import Request
@@ -274,6 +275,38 @@ def test_a_service_without_a_revision_that_is_ready_is_not_found(cloud, pack_tar
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_every_method_reaches_the_function(function, method):
     assert function.call(method=method).json()["method"] == method
+
+
+def test_a_caller_that_hangs_up_takes_no_place_for_good(cloud, pack):
+    main = """
+from flask import Response
+def act(request):
+    size = 2**20
+    if request.args.get("do") == "endless":
+        return Response((b"x" * size for _ in range(100_000)), mimetype="application/octet-stream")
+    return "here"
+"""
+    made = cloud.make(pack({"main.py": main}), max_instance_count=1)
+    url = made.url
+    headers = {"authorization": f"Bearer {cloud.id_token(url)}"}
+    with cloud.http.stream("POST", f"{url}/?do=endless", headers=headers) as answer:
+        assert next(answer.iter_raw())
+    assert made.call().text == "here"
+
+
+def test_a_response_that_is_cut_short_does_not_look_whole(cloud, pack):
+    main = """
+import os
+from flask import Response
+def pieces():
+    yield "first"
+    os._exit(1)
+def act(request):
+    return Response(pieces(), mimetype="text/plain")
+"""
+    made = cloud.make(pack({"main.py": main}))
+    with pytest.raises(httpx.RemoteProtocolError):
+        made.call()
 
 
 def test_an_idle_instance_is_asked_to_end_before_it_is_killed(
