@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -28,6 +29,8 @@ KEEP_ALIVE_S = 1.0
 """How long a connection to an instance is used again: gunicorn closes its own after two seconds."""
 PIECE = 2**20
 """Largest body that is handed on in one piece."""
+TRIES = 3
+"""How many instances a request is offered to that cannot be reached."""
 INVOKE = "run.routes.invoke"
 REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
 _HOP = frozenset({
@@ -172,27 +175,30 @@ class Front:
 
     async def _through(self, runner: Runner, call: Call) -> tuple[Answer, str, str]:
         """Have a revision answer; returns the answer, what went wrong, and which instance it was."""
-        try:
-            async with asyncio.timeout(runner.timeout_s):
-                instance = await runner.fleet.acquire()
-        except NotRunning:
-            return _text(503, "Service Unavailable"), _BROKEN, ""
-        except NoInstance:
-            return _text(429, "Rate exceeded."), _FULL, ""
-        except TimeoutError:
-            return _text(504, "upstream request timeout"), _LATE, ""
-
-        def release() -> None:
-            runner.fleet.release(instance)
-
-        streaming = False
-        try:
-            answer, why = await self._forward(runner, instance, call, release)
-            streaming = answer.stream is not None
-        finally:
-            if not streaming:
-                release()
-        return answer, why, instance.identifier
+        for _ in range(TRIES):
+            try:
+                async with asyncio.timeout(runner.timeout_s):
+                    instance = await runner.fleet.acquire()
+            except NotRunning:
+                break
+            except NoInstance:
+                return _text(429, "Rate exceeded."), _FULL, ""
+            except TimeoutError:
+                return _text(504, "upstream request timeout"), _LATE, ""
+            release = partial(runner.fleet.release, instance)
+            streaming = False
+            try:
+                answer, why = await self._forward(runner, instance, call, release)
+                streaming = answer.stream is not None
+            except aiohttp.ClientConnectorError:
+                # It has heard nothing of the request, which another one can answer.
+                await instance.ending()
+                continue
+            finally:
+                if not streaming:
+                    release()
+            return answer, why, instance.identifier
+        return _text(503, "Service Unavailable"), _BROKEN, ""
 
     async def _forward(
         self, runner: Runner, instance: Instance, call: Call, release: Callable[[], None]
@@ -211,6 +217,8 @@ class Front:
                 body = await response.read()
         except TimeoutError:
             return _text(504, "upstream request timeout"), _LATE
+        except aiohttp.ClientConnectorError:
+            raise
         except (aiohttp.ClientError, OSError):
             await instance.ending()
             if instance.over_memory_mb:
