@@ -121,7 +121,7 @@ def _imported_tests(files: Contents) -> frozenset[str]:
     needed: set[str] = set()
     while pending:
         path = pending.pop()
-        source = files[path].read()
+        source = _source(files[path])
         if b"tests" not in source and _reason(path) != "tests":
             continue
         found = {inside for name in _names_of_tests(source.decode(errors="replace"), path) for inside in _places(name)}
@@ -129,6 +129,11 @@ def _imported_tests(files: Contents) -> frozenset[str]:
         needed |= new
         pending += sorted(inside for inside in new if _reason(inside) == "tests")
     return frozenset(needed)
+
+
+def _source(content: Content) -> bytes:
+    # Not compared with its digest: what stays is, before it is packed.
+    return content.source.read_bytes() if isinstance(content.source, Path) else content.read()
 
 
 def _names_of_tests(source: str, path: str) -> Iterator[str]:

@@ -150,18 +150,14 @@ def _make(root: Path, lock: Sequence[str], target: Target, report: Report) -> Co
             if _read(root) is None:
                 shutil.rmtree(root, ignore_errors=True)
                 fresh.rename(root)
-    files = _read(root)
-    if files is None:
-        message = f"{str(root)!r} cannot be read back: remove it and build again"
-        raise PackageError(message, operation="build", resource=str(root))
-    return files
+    return _contents(root, entries)
 
 
 def _entries(tree: Path) -> dict[str, list[Any]]:
     """Describe the files of a tree that are the wheels' own."""
     owners = dict(_owners(tree))
     root = str(tree)
-    facts = {path: os.stat(f"{root}/{path}") for path in sorted(filter(_belongs, _walk(tree)))}
+    facts = {path: each for path, each in sorted(_walk(root)) if _belongs(path)}
     # Handing a small file to another thread takes longer than reading it.
     large = [path for path, found in facts.items() if found.st_size >= _LARGE]
     with ThreadPoolExecutor(processors()) as pool:
@@ -179,13 +175,15 @@ def _digest(path: str) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def _walk(tree: Path) -> Iterator[str]:
-    for folder, folders, names in os.walk(tree):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        inside = Path(folder).relative_to(tree).as_posix()
-        for name in names:
-            if not os.path.islink(os.path.join(folder, name)):
-                yield name if inside == "." else f"{inside}/{name}"
+def _walk(folder: str, inside: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the files below a directory that are no links."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != "__pycache__":
+                    yield from _walk(entry.path, f"{inside}{entry.name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield f"{inside}{entry.name}", entry.stat(follow_symlinks=False)
 
 
 def _belongs(inside: str) -> bool:
@@ -211,6 +209,10 @@ def _read(root: Path) -> Contents | None:
         entries: Mapping[str, list[Any]] = json.loads((root / _FILES).read_bytes())
     except (OSError, ValueError):
         return None
+    return _contents(root, entries)
+
+
+def _contents(root: Path, entries: Mapping[str, Sequence[Any]]) -> Contents:
     tree = root / _TREE
     return {
         inside: Content(source=tree / inside, sha256=sha256, size=size, executable=runs, owner=owner, shared=True)

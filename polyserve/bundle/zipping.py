@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from polyserve.bundle.contents import Content, Contents, Packed
 from polyserve.bundle.members import Member, member
@@ -41,6 +41,7 @@ _UNIX = 3 << 8
 _FOUR, _TWO = 0xFFFFFFFF, 0xFFFF
 _PENDING = 64 << 20
 _SMALL = 16 << 10
+_BLOCK = 1 << 20
 
 
 def processors() -> int:
@@ -65,8 +66,7 @@ def write(path: Path, files: Contents, compressed: Mapping[str, Packed] = Mappin
             raise PackageError(f"{inside!r} is no path inside an archive", operation="build", resource=inside)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".zip")
     try:
-        with os.fdopen(descriptor, "wb", buffering=1 << 20) as out:
-            archive = _Archive(out)
+        with os.fdopen(descriptor, "wb", buffering=1 << 20) as out, _Archive(out) as archive:
             for inside, content, made in _members(files, compressed):
                 archive.add(inside, made, executable=content.executable)
             digest = archive.close()
@@ -121,13 +121,22 @@ def _members(files: Contents, compressed: Mapping[str, Packed]) -> Iterator[tupl
 
 
 class _Archive:
-    """Writes entries one after the other, then their directory."""
+    """Writes entries one after the other, then their directory; another thread makes the digest."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._hash = hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="polyserve-digest")
+        self._hashed: Future[None] | None = None
+        self._block = bytearray()
         self._at = 0
         self._directory: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hashing.shutdown()
 
     def add(self, inside: str, made: Member, *, executable: bool) -> None:
         name, packed = inside.encode(), made.packed
@@ -166,9 +175,26 @@ class _Archive:
             self._write(_LOCATOR.pack(b"PK\6\7", 0, end, 1))
         counted = min(count, _TWO)
         self._write(_END.pack(b"PK\5\6", 0, 0, counted, counted, min(len(directory), _FOUR), min(at, _FOUR), 0))
+        self._flush()
+        self._hashing.shutdown()
         return self._hash.hexdigest()
 
     def _write(self, data: bytes | bytearray | memoryview) -> None:
-        self._out.write(data)
-        self._hash.update(data)
         self._at += len(data)
+        if len(data) < _BLOCK:
+            self._block += data
+        if len(data) >= _BLOCK or len(self._block) >= _BLOCK:
+            self._flush()
+        if len(data) >= _BLOCK:
+            self._put(data)
+
+    def _flush(self) -> None:
+        block, self._block = self._block, bytearray()
+        self._put(block)
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
+        if self._hashed is not None:
+            # One at a time: what waits is in memory.
+            self._hashed.result()
+        self._hashed = self._hashing.submit(self._hash.update, data)
+        self._out.write(data)
