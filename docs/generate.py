@@ -80,10 +80,11 @@ def _options(info: ProviderInfo) -> str:
     documented = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[2]
     rows = []
     for field in msgspec.structs.fields(kind):
-        says = re.search(rf"^ +{field.name}: (.*)$", documented, re.MULTILINE)
+        # With what follows it further in.
+        says = re.search(rf"^( +){field.name}: (.*(?:\n\1 +.*)*)$", documented, re.MULTILINE)
         shown = (
             "empty"
-            if field.default in ("", ())
+            if field.default in ("", (), msgspec.NODEFAULT)
             else str(field.default).lower()
             if isinstance(field.default, bool)
             else field.default
@@ -92,7 +93,7 @@ def _options(info: ProviderInfo) -> str:
             [
                 f"`{field.encode_name}`",
                 f"{shown:g}" if isinstance(shown, float) else str(shown),
-                says[1] if says else "",
+                " ".join(says[2].split()) if says else "",
             ]
         )
     return _table(["option", "default", "meaning"], rows)

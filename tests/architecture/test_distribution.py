@@ -136,7 +136,7 @@ def test_the_installed_wheel_finds_its_providers(elsewhere: Path, tmp_path: Path
     where, names = _run(elsewhere, "-c", code, cwd=tmp_path).splitlines()
 
     assert Path(where).is_relative_to(elsewhere.parents[1])
-    assert names == "local aws"
+    assert names == "local aws azure gcp"
 
 
 def test_the_version_of_the_package_is_that_of_the_distribution(elsewhere: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONTRACTS = {contract["name"]: contract for contract in SETTINGS["tool"]["importlinter"]["contracts"]}
 ROOMS = sorted(path for path in (ROOT / "providers").glob("*/polyserve_*") if path.is_dir())
 
-UNFINISHED = {"gcp"}
+UNFINISHED: set[str] = set()
 """Rooms whose provider does not pass every suite yet: they are built, typed and tested, and nothing reaches them by their name."""
 
 # What a platform's own programming model makes of its entrypoint, beside the standard library.

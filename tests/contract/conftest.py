@@ -28,7 +28,7 @@ IN_MEMORY: dict[str, Callable[[], MemoryHarness]] = {
 
 
 # Settings that make another platform of a provider, by the name that its tests have.
-PLATFORMS: dict[str, dict[str, str]] = {"gcp-run": {"platform": "run"}} if "gcp" in registry.providers() else {}
+PLATFORMS: dict[str, dict[str, str]] = {"gcp-run": {"platform": "run"}}
 
 
 @pytest.fixture(scope="module", params=[*registry.providers(), *PLATFORMS, "memory", "bare", "fronted"])

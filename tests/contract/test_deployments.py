@@ -6,7 +6,7 @@ from polyserve import registry
 from polyserve.testing.deployments import DeploymentContract
 from polyserve.testing.interruptions import CrashContract, FaultContract
 
-REAL = [*registry.providers(), *(["gcp-run"] if "gcp" in registry.providers() else [])]
+REAL = [*registry.providers(), "gcp-run"]
 """All that runs in processes of its own."""
 
 RECORDING = [*REAL, "memory", "single", "fronted"]

@@ -23,6 +23,7 @@ from polyserve_gcp.permissions import custom_role, permissions
 from polyserve_gcp.reading import ModelReaders
 from polyserve_gcp.services import MOST_OF_ONE, Observed, described, refuse_unsupported, scaled, target, template_of
 from polyserve_gcp.settings import GcpSettings
+from polyserve_gcp.sizes import check_models
 
 __all__ = ["RunPlatform"]
 
@@ -54,6 +55,7 @@ class RunPlatform:
     def apply(self, spec: FunctionSpec) -> FunctionStatus:
         """Make a revision, with a tag and without traffic, unless it is there."""
         refuse_unsupported(self._settings)
+        check_models(spec)
         service = self._api.find(RUN, self._path(spec.name))
         if service is None:
             self._create(spec)

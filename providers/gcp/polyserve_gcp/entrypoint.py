@@ -317,12 +317,28 @@ async def answer_async(request: Any) -> Any:
     Args:
         request: Starlette's request.
     """
-    from starlette.responses import Response as Answer
-
     headers = {name.lower(): value for name, value in request.headers.items()}
     path = request.scope.get("raw_path", b"").decode("latin-1").partition("?")[0] or request.url.path
     response = await _service().answer_async(_request(request.method, path, headers, await request.body()))
-    return Answer(bytes(response.body), status_code=response.status, headers=dict(response.headers))
+    return _Answer(response)
+
+
+class _Answer:
+    """A response as an ASGI application, which is what Starlette's are, too.
+
+    Args:
+        response: What is answered.
+    """
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, given = bytes(self._response.body), self._response.headers
+        headers = {name.lower(): value for name, value in given.items()} | {"content-length": str(len(body))}
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": self._response.status, "headers": pairs})
+        await send({"type": "http.response.body", "body": body})
 
 
 def _request(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Request:

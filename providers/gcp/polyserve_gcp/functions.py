@@ -22,6 +22,7 @@ from polyserve_gcp.names import MAX_LABEL, READY_LABEL
 from polyserve_gcp.permissions import custom_role, permissions
 from polyserve_gcp.reading import ModelReaders
 from polyserve_gcp.settings import GcpSettings
+from polyserve_gcp.sizes import check_models
 
 __all__ = ["INVOKER", "FunctionsPlatform"]
 
@@ -54,6 +55,7 @@ class FunctionsPlatform:
     def put(self, app: AppSpec) -> None:
         """Make a function be this, unless it is."""
         apps.refuse_unsupported(self._settings)
+        check_models(app.spec)
         found = self._api.find(FUNCTIONS, self._path(app.app))
         if found is None:
             self._create(app)
@@ -83,7 +85,6 @@ class FunctionsPlatform:
         self._api.call("PATCH", FUNCTIONS, self._path(app.app), body, query={"updateMask": mask_of(fields)})
 
     def _described(self, app: AppSpec) -> dict[str, Any]:
-        # Before anything is granted: what has no bundle is refused.
         source = self._bundles.source(app.spec.artifact)
         others = self._others(app)
         if app.spec.models:

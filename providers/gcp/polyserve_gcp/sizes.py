@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from polyserve.driver import FunctionSpec
 from polyserve_gcp.errors import UnsupportedSettingError
 from polyserve_gcp.settings import GcpSettings
 
-__all__ = ["concurrency_of", "cpu_of", "seconds_of"]
+__all__ = ["check_models", "concurrency_of", "cpu_of", "seconds_of"]
 
 # Processors by the most memory in MiB that goes with them, and by the least: "Configure memory limits" and "Configure CPU limits", 2026-11.
 _MOST = ((1.0, 4096), (2.0, 8192), (4.0, 16_384), (6.0, 24_576), (8.0, 32_768))
 _LEAST = {4.0: 2048, 6.0: 4096, 8.0: 4096}
 _FRACTIONS = ((0.5, 512), (1.0, 1024))
 _SMALLEST = 0.08
+SPARE_MB = 128
+"""What an instance needs beside its model."""
 
 
 def cpu_of(settings: GcpSettings, memory_mb: int) -> float:
@@ -49,6 +52,21 @@ def _check_fraction(asked: float, memory_mb: int) -> None:
     if memory_mb > most:
         raise UnsupportedSettingError(
             f"cpu is {asked:g}, which goes with memory_mb {most} at most, and memory_mb is {memory_mb}: set cpu to 1, or lower the memory"
+        )
+
+
+def check_models(spec: FunctionSpec) -> None:
+    """Refuse files of a model that are left in the bucket and leave an instance no memory: its disk is made of that.
+
+    Raises:
+        UnsupportedSettingError: They do; the message says how much it takes.
+    """
+    size = -(-sum(model.size for model in spec.models) // (1 << 20))
+    # Once on what is the disk, and once as the model itself.
+    if size and 2 * size + SPARE_MB > spec.memory_mb:
+        raise UnsupportedSettingError(
+            f"memory_mb is {spec.memory_mb}, and {size:,} MB of the model are read from the bucket into memory, which takes "
+            f"{2 * size + SPARE_MB:,}: raise memory_mb, or let the bundle carry the model"
         )
 
 
