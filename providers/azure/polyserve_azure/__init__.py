@@ -62,6 +62,7 @@ INFO = ProviderInfo(
             "app_prefix",
             "app_suffix",
             "patience_s",
+            "storage_login",
             "storage_sku",
             "token_file",
             "management_url",

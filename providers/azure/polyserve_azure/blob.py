@@ -216,18 +216,25 @@ class AzureStore:
         )
 
     def sign(self, key: str, *, method: Literal["GET", "PUT"], expires_in: timedelta) -> str:
-        """Return a URL with a signature of the account's key; a PUT needs the header `x-ms-blob-type: BlockBlob`."""
+        """Return a URL with a signature of the account's key, or of one that the caller's token was given for seven days at most.
+
+        A PUT needs the header `x-ms-blob-type: BlockBlob`.
+        """
         access, name = self._accounts.access(), encode_key(key)
+        begins, ends = datetime.now(UTC) - CLOCKS, datetime.now(UTC) + expires_in
+        keys: dict[str, Any] = {"account_key": access.key}
+        if not access.key:
+            keys = {"user_delegation_key": access.client.get_user_delegation_key(begins, ends)}
         read = method == "GET"
         permission = BlobSasPermissions(read=True) if read else BlobSasPermissions(create=True, write=True)
         signature = generate_blob_sas(
             access.name,
             self._bucket,
             name,
-            account_key=access.key,
+            **keys,
             permission=permission,
-            start=datetime.now(UTC) - CLOCKS,
-            expiry=datetime.now(UTC) + expires_in,
+            start=begins,
+            expiry=ends,
         )
         return f"{access.client.get_blob_client(self._bucket, name).url}?{signature}"
 

@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import azure.functions as func
 
@@ -65,43 +65,88 @@ class Lines:
             _log.info("%s", self._waiting.popleft())
 
 
-class Bucket:
-    """Blobs below one prefix, by plain HTTP with the account's key.
+class Key:
+    """The key of a storage account.
 
     Args:
         connection: The account's connection string.
-        place: Container and prefix.
     """
 
-    def __init__(self, connection: str, place: str) -> None:
+    def __init__(self, connection: str) -> None:
         given = dict(part.split("=", 1) for part in connection.split(";") if "=" in part)
         self._account, self._key = given["AccountName"], given["AccountKey"]
         suffix = given.get("EndpointSuffix", "core.windows.net")
         protocol = given.get("DefaultEndpointsProtocol", "https")
-        self._endpoint = given.get("BlobEndpoint") or f"{protocol}://{self._account}.blob.{suffix}"
-        self._place = place
+        self.endpoint = given.get("BlobEndpoint") or f"{protocol}://{self._account}.blob.{suffix}"
 
-    def open(self, name: str) -> BinaryIO:
-        """Open a blob for reading."""
-        where = urlsplit(self._endpoint)
-        path = quote(f"{where.path.rstrip('/')}/{self._place}{name}", safe="/-_.~")
-        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+    def sign(self, path: str, headers: Mapping[str, str]) -> str:
+        """Return what authorizes reading a blob."""
         # "Authorize with Shared Key": method, eleven empty fields, x-ms- headers by name, account and path.
         fields = "".join(f"{key}:{value}\n" for key, value in sorted(headers.items()))
         text = "GET" + "\n" * 12 + f"{fields}/{self._account}{path}"
         signature = base64.b64encode(hmac.digest(base64.b64decode(self._key), text.encode(), "sha256")).decode()
-        headers["authorization"] = f"SharedKey {self._account}:{signature}"
-        kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-        connection = kind(where.netloc, timeout=60)
-        try:
-            connection.request("GET", path, headers=headers)
-            answer = connection.getresponse()
-            if answer.status >= 300:
-                raise OSError(f"Blob Storage answers {answer.status} ({answer.headers.get('x-ms-error-code', '')})")
-        except BaseException:
-            connection.close()
-            raise
-        return cast("BinaryIO", answer)
+        return f"SharedKey {self._account}:{signature}"
+
+
+class Identity:
+    """The identity of an app, which the platform has tokens for.
+
+    Args:
+        environment: The app's settings.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.endpoint = environment["POLYSERVE_STORAGE"]
+        self._environment = environment
+
+    def sign(self, path: str, headers: Mapping[str, str]) -> str:
+        """Return what authorizes reading a blob; tokens are kept by the platform."""
+        given = self._environment
+        client = given["AzureWebJobsStorage__clientId"]
+        query = urlencode({"api-version": "2019-08-01", "resource": "https://storage.azure.com/", "client_id": client})
+        found = _get(f"{given['IDENTITY_ENDPOINT']}?{query}", {"X-IDENTITY-HEADER": given["IDENTITY_HEADER"]})
+        with found:
+            return f"Bearer {json.load(found)['access_token']}"
+
+
+class Bucket:
+    """Blobs below one prefix, by plain HTTP.
+
+    Args:
+        holder: Who may read them.
+        place: Container and prefix.
+    """
+
+    def __init__(self, holder: Key | Identity, place: str) -> None:
+        self._holder, self._place = holder, place
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a blob for reading."""
+        where = urlsplit(self._holder.endpoint)
+        path = quote(f"{where.path.rstrip('/')}/{self._place}{name}", safe="/-_.~")
+        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+        authorized = {**headers, "authorization": self._holder.sign(path, headers)}
+        return _get(f"{where.scheme}://{where.netloc}{path}", authorized)
+
+
+def _get(url: str, headers: Mapping[str, str]) -> BinaryIO:
+    """Open what an address answers with.
+
+    Raises:
+        OSError: It is a refusal.
+    """
+    where = urlsplit(url)
+    kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
+    connection = kind(where.netloc, timeout=60)
+    try:
+        connection.request("GET", where.path + (f"?{where.query}" if where.query else ""), headers=dict(headers))
+        answer = connection.getresponse()
+        if answer.status >= 300:
+            raise OSError(f"{where.netloc} answers {answer.status} ({answer.headers.get('x-ms-error-code', '')})")
+    except BaseException:
+        connection.close()
+        raise
+    return cast("BinaryIO", answer)
 
 
 class Description:
@@ -174,7 +219,8 @@ class Service:
             return None
         first = spec["models"][0]
         place = f"{first['bucket']}/{first['key'].removesuffix(first['sha256'])}"
-        bucket = Bucket(environment["AzureWebJobsStorage"], place)
+        connection = environment.get("AzureWebJobsStorage")
+        bucket = Bucket(Key(connection) if connection else Identity(environment), place)
         # The one directory of an instance that can be written to.
         return Remote(fetch=bucket.open, into=Path(tempfile.gettempdir()) / "polyserve-models")
 

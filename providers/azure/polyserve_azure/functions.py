@@ -45,7 +45,7 @@ from polyserve_azure.publish import Deployment, Publisher, moment, publish_mark
 from polyserve_azure.readiness import Readiness, mark_of, probe
 from polyserve_azure.resources import ResourceManager, Types
 from polyserve_azure.settings import AzureSettings
-from polyserve_azure.sites import described, hosting, scale_of, scaling_of, settings_of
+from polyserve_azure.sites import described, hosting, reached, scale_of, scaling_of, settings_of
 from polyserve_azure.storage import Accounts
 
 __all__ = ["FlexPlatform"]
@@ -170,7 +170,7 @@ class FlexPlatform:
         values = settings_of(
             app,
             self._settings,
-            access.connection_string,
+            reached(access, self._client_of(self._settings.app_identity)),
             logs=self._logs.ensure(name, _tags(app)),
             callers="entra" if tags.get(ENTRA_TAG, NOBODY) != NOBODY else "",
             others=others,
@@ -179,6 +179,12 @@ class FlexPlatform:
         place = f"{access.endpoint}/{container}"
         body = described(app, self._settings, str(plan["id"]), place=place, values=values, tags=tags)
         self._manager.put(Types.SITE, name, body)
+
+    def _client_of(self, identity: str) -> str:
+        """Return the identifier of an identity's client; empty where there is no identity."""
+        if not identity:
+            return ""
+        return str(self._manager.call("GET", identity, Types.IDENTITY[1]).body["properties"]["clientId"])
 
     def _others(self, app: AppSpec, before: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
         """Return address and key of each app that requests are passed on to, now or until this one is ready."""
@@ -348,7 +354,7 @@ class FlexPlatform:
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return the actions that the caller must be allowed."""
-        return permissions(spec)
+        return permissions(self._settings)
 
     def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
         """Return the definition of a custom role of who deploys this."""

@@ -16,9 +16,15 @@ _GROUP = (
 )
 _STORAGE = (
     "Microsoft.Storage/storageAccounts/{read,write,delete}",
-    "Microsoft.Storage/storageAccounts/listKeys/action",
     "Microsoft.Storage/storageAccounts/blobServices/containers/{read,write,delete}",
 )
+_KEYS = "Microsoft.Storage/storageAccounts/listKeys/action"
+_DELEGATE = "Microsoft.Storage/storageAccounts/blobServices/generateUserDelegationKey/action"
+_BLOBS = tuple(
+    f"Microsoft.Storage/storageAccounts/blobServices/containers/blobs/{verb}"
+    for verb in ("add/action", "delete", "read", "write")
+)
+"""What is on data: allowed to who has a token, where the account's key is not used."""
 _APPS = (
     "Microsoft.Web/locations/functionAppStacks/read",
     "Microsoft.Web/serverFarms/{Read,Write,Delete}",
@@ -28,15 +34,18 @@ _APPS = (
     "Microsoft.Web/sites/host/listkeys/action",
     "Microsoft.Web/sites/publish/Action",
 )
+_IDENTITY = ("Microsoft.ManagedIdentity/userAssignedIdentities/{read,assign/action}",)
 _CALLERS = ("Microsoft.Web/sites/config/{Read,Write}",)
 _LOGS = ("Microsoft.Insights/components/{Read,Write,Delete}",)
 
 
-def permissions(spec: FunctionSpec) -> Sequence[str]:
+def permissions(settings: AzureSettings) -> Sequence[str]:
     """Return the actions that deploying, calling, watching and destroying takes."""
     found = set[str]()
-    guarded = _CALLERS if spec.options.get("entra_client_id") else ()
-    for pattern in (*_GROUP, *_STORAGE, *_APPS, *guarded, *_LOGS):
+    guarded = _CALLERS if settings.entra_client_id else ()
+    identified = _IDENTITY if settings.app_identity else ()
+    storage = (*_STORAGE, _DELEGATE) if settings.storage_login == "entra" else (*_STORAGE, _KEYS)
+    for pattern in (*_GROUP, *storage, *_APPS, *guarded, *identified, *_LOGS):
         head, brace, rest = pattern.partition("{")
         verbs, _, tail = rest.partition("}")
         found.update(f"{head}{verb}{tail}" for verb in verbs.split(",")) if brace else found.add(head)
@@ -53,9 +62,9 @@ def custom_role(spec: FunctionSpec, settings: AzureSettings) -> Mapping[str, Any
         "Name": f"polyserve deployer of {spec.name}",
         "IsCustom": True,
         "Description": "Deploys, calls, watches and destroys what polyserve makes.",
-        "Actions": list(permissions(spec)),
+        "Actions": list(permissions(settings)),
         "NotActions": [],
-        "DataActions": [],
+        "DataActions": list(_BLOBS) if settings.storage_login == "entra" else [],
         "NotDataActions": [],
         "AssignableScopes": [f"/subscriptions/{subscription}"],
     }

@@ -34,7 +34,7 @@ class AzureProvider:
         self._settings = settings
         self._credentials = Credentials(settings)
         self._manager = ResourceManager(settings, self._credentials)
-        self._accounts = Accounts(settings, self._manager)
+        self._accounts = Accounts(settings, self._manager, self._credentials)
         callers = Callers(settings, self._manager, self._credentials)
         self._invoker = FunctionInvoker(settings, self._manager, callers)
         self._apps = FlexPlatform(settings, self._manager, self._accounts, callers)

@@ -29,6 +29,7 @@ class Types:
     # The first with `functionAppConfig.siteUpdateStrategy` that azure-mgmt-web 11.0 speaks.
     SITE = ("Microsoft.Web/sites", "2025-05-01")
     INSIGHTS = ("Microsoft.Insights/components", "2020-02-02")
+    IDENTITY = ("Microsoft.ManagedIdentity/userAssignedIdentities", "2023-01-31")
     STACKS = ("Microsoft.Web/locations", "2024-04-01")
 
 

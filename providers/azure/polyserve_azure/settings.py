@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 
 Guid = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$")]
+_IDENTITY = (
+    r"^(/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.ManagedIdentity/userAssignedIdentities/[^/]+)?$"
+)
 Url = Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/\s?#]+[^\s?#]*)?$")]
 
 
@@ -23,6 +26,9 @@ class AzureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         app_prefix: Begins the names of apps, which are the only ones in the world.
         app_suffix: Ends them; derived from subscription and group where it is empty.
         entra_client_id: Application of Microsoft Entra that callers of a deployment show a token for, instead of a key; takes `tenant_id`.
+        app_identity: User-assigned identity, by its resource identifier, that apps reach storage with instead of the account's key. It
+            takes the role Storage Blob Data Owner on the account.
+        storage_login: Whether who deploys reaches objects with the account's `key` or a token of `entra`; the latter takes `app_identity`.
         concurrency: Requests that one instance answers at a time.
         update: How apps change: by `rolling` instances one after the other, which loses no request and is in preview, or all at once.
         patience_s: How long an app that was published may take to answer as what it was asked to be, in seconds.
@@ -44,6 +50,8 @@ class AzureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     app_prefix: Annotated[str, msgspec.Meta(pattern=r"^([a-z][a-z0-9-]{0,9})?$")] = ""
     app_suffix: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9]([a-z0-9-]{0,7}[a-z0-9])?)?$")] = ""
     entra_client_id: Guid = ""
+    app_identity: Annotated[str, msgspec.Meta(pattern=_IDENTITY)] = ""
+    storage_login: Literal["key", "entra"] = "key"
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
     update: Literal["rolling", "recreate"] = "rolling"
     patience_s: Annotated[float, msgspec.Meta(ge=1)] = 120.0
@@ -57,5 +65,9 @@ class AzureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     authority_url: Url = ""
 
     def __post_init__(self) -> None:
+        if self.storage_login == "entra" and not self.app_identity:
+            raise ValueError(
+                "storage_login is entra, so that apps get no key: name an identity for them in app_identity"
+            )
         if self.entra_client_id and not self.tenant_id:
             raise ValueError("entra_client_id is an application of one tenant: name it in tenant_id, too")

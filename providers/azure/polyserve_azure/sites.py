@@ -9,8 +9,9 @@ from typing import Any
 from polyserve.driver import AppSpec, Scaling
 from polyserve_azure.names import MAX_TAG
 from polyserve_azure.settings import AzureSettings
+from polyserve_azure.storage import Access
 
-__all__ = ["described", "hosting", "scale_of", "scaling_of", "settings_of"]
+__all__ = ["described", "hosting", "reached", "scale_of", "scaling_of", "settings_of"]
 
 CONNECTION = "DEPLOYMENT_STORAGE_CONNECTION_STRING"
 """The setting that the platform reads an app's package with."""
@@ -31,8 +32,12 @@ def described(
         values: Its settings.
         tags: Its tags.
     """
+    identity = settings.app_identity
     authentication = {"type": "StorageAccountConnectionString", "storageAccountConnectionStringName": CONNECTION}
+    if identity:
+        authentication = {"type": "UserAssignedIdentity", "userAssignedIdentityResourceId": identity}
     return {
+        **({"identity": {"type": "UserAssigned", "userAssignedIdentities": {identity: {}}}} if identity else {}),
         "location": settings.location,
         "kind": "functionapp,linux",
         "tags": dict(tags),
@@ -57,7 +62,7 @@ def described(
 def settings_of(
     app: AppSpec,
     settings: AzureSettings,
-    connection: str,
+    storage: Mapping[str, str],
     *,
     logs: str,
     callers: str,
@@ -69,7 +74,7 @@ def settings_of(
     Args:
         app: The app.
         settings: How apps run.
-        connection: Connection string of the storage account.
+        storage: How the storage account is reached.
         logs: Connection string of the component that it writes its log to.
         callers: What callers show, where that is no key.
         others: Address and key of the apps that requests are passed on to.
@@ -81,10 +86,9 @@ def settings_of(
     known: dict[str, Mapping[str, str]] = json.loads(before.get("POLYSERVE_FORWARDS") or "{}") if was else {}
     values = {
         **app.spec.environment,
-        "AzureWebJobsStorage": connection,
+        **storage,
         "AzureWebJobsDisableHomepage": "true",
         "APPLICATIONINSIGHTS_CONNECTION_STRING": logs,
-        CONNECTION: connection,
         "POLYSERVE_APP": text,
         "POLYSERVE_CONCURRENCY": str(settings.concurrency),
     }
@@ -95,6 +99,23 @@ def settings_of(
     if known or others:
         values["POLYSERVE_FORWARDS"] = json.dumps({**known, **others}, sort_keys=True)
     return values
+
+
+def reached(access: Access, client: str) -> dict[str, str]:
+    """Return the settings by which an app and its host reach the storage account.
+
+    Args:
+        access: The account.
+        client: Identifier of the identity's client; the account's key is used where it is empty.
+    """
+    if not client:
+        return {"AzureWebJobsStorage": access.connection_string, CONNECTION: access.connection_string}
+    return {
+        "AzureWebJobsStorage__accountName": access.name,
+        "AzureWebJobsStorage__credential": "managedidentity",
+        "AzureWebJobsStorage__clientId": client,
+        "POLYSERVE_STORAGE": access.endpoint,
+    }
 
 
 def scale_of(memory_mb: int, scaling: Scaling, settings: AzureSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from azure.core.exceptions import HttpResponseError, ServiceRequestError
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from polyserve.driver import ErrorCode
+from polyserve_azure.credentials import Credentials
 from polyserve_azure.errors import AppError, BucketNotEmptyError, ServiceError, code_of
 from polyserve_azure.names import MADE_TAG, account_name
 from polyserve_azure.resources import ResourceManager, Types
@@ -38,7 +39,7 @@ class Access:
     Attributes:
         name: Its name.
         endpoint: Address of its blobs, without a trailing slash.
-        key: Its first key.
+        key: Its first key; empty where tokens are used instead.
         client: The SDK's client.
     """
 
@@ -63,11 +64,13 @@ class Accounts:
     Args:
         settings: Its name and where it is.
         manager: Calls Azure.
+        credentials: Who calls.
     """
 
-    def __init__(self, settings: AzureSettings, manager: ResourceManager) -> None:
+    def __init__(self, settings: AzureSettings, manager: ResourceManager, credentials: Credentials) -> None:
         self._settings = settings
         self._manager = manager
+        self._credentials = credentials
         self._access: Access | None = None
         self._lock = threading.Lock()
 
@@ -92,16 +95,22 @@ class Accounts:
         if found is None:
             raise AppError(ErrorCode.NOT_FOUND, f"there is no storage account {self.name!r}")
         _check_made(found)
-        keys = self._manager.post(Types.STORAGE, self.name, "listKeys")["keys"]
         endpoint = str(found["properties"]["primaryEndpoints"]["blob"]).rstrip("/")
-        return Access(
-            name=self.name, endpoint=endpoint, key=keys[0]["value"], client=self._client(endpoint, keys[0]["value"])
-        )
+        if self._settings.storage_login == "entra":
+            if not endpoint.startswith("https:"):
+                message = f"Blob Storage takes tokens over TLS alone, and is at {endpoint}: set storage_login to key"
+                raise AppError(ErrorCode.UNSUPPORTED, message)
+            return Access(
+                name=self.name, endpoint=endpoint, key="", client=self._client(endpoint, self._credentials.native)
+            )
+        key = self._manager.post(Types.STORAGE, self.name, "listKeys")["keys"][0]["value"]
+        shared = {"account_name": self.name, "account_key": key}
+        return Access(name=self.name, endpoint=endpoint, key=key, client=self._client(endpoint, shared))
 
-    def _client(self, endpoint: str, key: str) -> BlobServiceClient:
+    def _client(self, endpoint: str, credential: Any) -> BlobServiceClient:
         return BlobServiceClient(
             endpoint,
-            {"account_name": self.name, "account_key": key},
+            credential,
             # The core repeats what may be repeated; twice would be once too often.
             retry_total=0,
             connection_timeout=10,
@@ -174,7 +183,7 @@ class Accounts:
                     "minimumTlsVersion": "TLS1_2",
                     "supportsHttpsTrafficOnly": True,
                     "allowBlobPublicAccess": False,
-                    "allowSharedKeyAccess": True,
+                    "allowSharedKeyAccess": settings.storage_login == "key",
                 },
             },
         )

@@ -45,6 +45,8 @@ from polyserve_azure.storage import Accounts
 
 BUNDLES = "contract-bundles"
 PATIENCE_S = 10.0
+BLOB_OWNER = "b7e6dc6d-f1e8-4753-8033-0f276bb0955b"
+"""The role Storage Blob Data Owner."""
 
 
 def open_harness(directory: Path) -> AzureHarness:
@@ -238,7 +240,11 @@ class AzureHarness:
         """Return what is printed of the way that the driver has to the account."""
         credentials = Credentials(self._settings)
         manager = ResourceManager(self._settings, credentials)
-        with closing(credentials), closing(manager), closing(Accounts(self._settings, manager)) as accounts:
+        with (
+            closing(credentials),
+            closing(manager),
+            closing(Accounts(self._settings, manager, credentials)) as accounts,
+        ):
             return f"{accounts.access()!r} {accounts!r} {credentials!r}"
 
     def site_name(self, app: str) -> str:
@@ -267,6 +273,31 @@ class AzureHarness:
         where = f"{self._settings.authority_url}/{self._settings.tenant_id}/oauth2/v2.0/token"
         told = httpx.post(where, data={**form, "scope": f"{audience}/.default"}, trust_env=False)
         return str(told.raise_for_status().json()["access_token"])
+
+    def make_identity(self, name: str) -> str:
+        """Make a user-assigned identity; returns its resource identifier."""
+        self._arm("PUT", self._identity(name), "2023-01-31", body={"location": self._settings.location})
+        return self._identity(name)
+
+    def remove_identity(self, name: str) -> None:
+        self._arm("DELETE", self._identity(name), "2023-01-31")
+
+    def let_write_blobs(self, name: str) -> None:
+        """Give an identity the role Storage Blob Data Owner on the account."""
+        holder = self._arm("GET", self._identity(name), "2023-01-31")["properties"]["principalId"]
+        (account,) = self._accounts()
+        scope = f"{self._group}/providers/Microsoft.Storage/storageAccounts/{account}"
+        role = f"/subscriptions/{self._settings.subscription_id}/providers/Microsoft.Authorization/roleDefinitions/{BLOB_OWNER}"
+        given = {"roleDefinitionId": role, "principalId": holder, "principalType": "ServicePrincipal"}
+        path = f"{scope}/providers/Microsoft.Authorization/roleAssignments/{uuid.uuid4()}"
+        self._arm("PUT", path, "2022-04-01", body={"properties": given})
+
+    def app_settings(self, app: str) -> Mapping[str, str]:
+        found = self._arm("POST", f"{self._web('sites', self.site_name(app))}/config/appsettings/list")
+        return dict(found["properties"])
+
+    def _identity(self, name: str) -> str:
+        return f"{self._group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/{name}"
 
     def make_plan(self, name: str, *, tags: Mapping[str, str]) -> None:
         body = {"location": self._settings.location, "sku": {"name": "FC1"}, "properties": {"reserved": True}}

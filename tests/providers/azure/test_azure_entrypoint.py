@@ -172,9 +172,10 @@ class Blobs(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-        found = self.path == "/account/models/deployments/a%20b/" + "1" * 64
+        token = self.path.startswith("/token?")
+        found = token or self.path == "/account/models/deployments/a%20b/" + "1" * 64
         self.send_response(200 if found else 404)
-        body = b"content" if found else b""
+        body = b'{"access_token": "of-the-platform"}' if token else b"content" if found else b""
         self.send_header("content-length", str(len(body)))
         if not found:
             self.send_header("x-ms-error-code", "BlobNotFound")
@@ -195,7 +196,7 @@ def bucket() -> Iterator[entrypoint.Bucket]:
         key = base64.b64encode(b"key").decode()
         endpoint = f"http://127.0.0.1:{server.server_port}/account"
         connection = f"DefaultEndpointsProtocol=http;AccountName=account;AccountKey={key};BlobEndpoint={endpoint};"
-        yield entrypoint.Bucket(connection, "models/deployments/a b/")
+        yield entrypoint.Bucket(entrypoint.Key(connection), "models/deployments/a b/")
         server.shutdown()
         thread.join()
 
@@ -216,6 +217,25 @@ def test_a_blob_that_is_not_there_is_told_with_the_code_of_the_service(bucket: e
 
 def test_the_public_address_of_an_account_is_made_of_its_name() -> None:
     key = base64.b64encode(b"key").decode()
-    found = entrypoint.Bucket(f"AccountName=account;AccountKey={key};EndpointSuffix=core.chinacloudapi.cn", "b/")
+    found = entrypoint.Key(f"AccountName=account;AccountKey={key};EndpointSuffix=core.chinacloudapi.cn")
 
-    assert found._endpoint == "https://account.blob.core.chinacloudapi.cn"
+    assert found.endpoint == "https://account.blob.core.chinacloudapi.cn"
+
+
+def test_an_identity_reads_a_blob_with_a_token_that_the_platform_gives(bucket: entrypoint.Bucket) -> None:
+    host = bucket._holder.endpoint.removesuffix("/account")
+    environment = {
+        "POLYSERVE_STORAGE": f"{host}/account",
+        "AzureWebJobsStorage__clientId": "client",
+        "IDENTITY_ENDPOINT": f"{host}/token",
+        "IDENTITY_HEADER": "secret",
+    }
+    mine = entrypoint.Bucket(entrypoint.Identity(environment), "models/deployments/a b/")
+
+    with mine.open("1" * 64) as found:
+        assert found.read() == b"content"
+
+    (path, asked), (_, headers) = Blobs.asked
+    assert {"resource=https%3A%2F%2Fstorage.azure.com%2F", "client_id=client"} <= set(path.partition("?")[2].split("&"))
+    assert asked["x-identity-header"] == "secret"
+    assert headers["authorization"] == "Bearer of-the-platform"

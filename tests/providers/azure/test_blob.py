@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from azure.core import MatchConditions
 from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import BlobServiceClient
+from azure.storage.blob import BlobServiceClient, UserDelegationKey
 
 from polyserve.driver import ErrorCode, PutAttributes
 from polyserve_azure.blob import CLOCKS, AzureStore, Content
@@ -67,6 +67,8 @@ class OneAccount:
 
     def __init__(self) -> None:
         self.container, self.renewed = Container(), 0
+        self.delegated: UserDelegationKey | None = None
+        self.asked: list[tuple[Any, ...]] = []
 
     def using(self, _: str, call: Callable[[Any], Any]) -> Any:
         """Call, and once more for each time that the key was renewed."""
@@ -76,6 +78,16 @@ class OneAccount:
 
     def access(self) -> Access:
         """Return an account of that name."""
+        if self.delegated is not None:
+            key, asked = self.delegated, self.asked
+
+            class Tokens(BlobServiceClient):
+                def get_user_delegation_key(self, *given: Any, **_: Any) -> UserDelegationKey:
+                    asked.append(given)
+                    return key
+
+            client: BlobServiceClient = Tokens("https://account.blob.core.windows.net")
+            return Access(name="account", endpoint="https://account.blob.core.windows.net", key="", client=client)
         client = BlobServiceClient(
             "https://account.blob.core.windows.net", {"account_name": "account", "account_key": "a2V5"}
         )
@@ -181,6 +193,19 @@ def test_a_signature_allows_one_method_on_one_blob_for_a_while_whatever_the_cloc
     begins, ends = (datetime.fromisoformat(query[name]) for name in ("st", "se"))
     assert ends - begins == timedelta(hours=1) + CLOCKS
     assert "a2V5" not in url.query
+
+
+def test_where_there_is_no_key_a_signature_is_that_of_a_token_for_as_long(account: OneAccount) -> None:
+    key = account.delegated = UserDelegationKey()
+    key.signed_oid, key.signed_tid, key.signed_service, key.signed_version = "oid", "tid", "b", "2024-01-01"
+    key.signed_start, key.signed_expiry, key.value = "2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z", "a2V5"
+
+    url = urlsplit(store(account).sign("k", method="GET", expires_in=timedelta(hours=1)))
+
+    query = {name: values[0] for name, values in parse_qs(url.query).items()}
+    assert (query["skoid"], query["sktid"], query["sp"]) == ("oid", "tid", "r")
+    ((begins, ends),) = account.asked
+    assert ends - begins == pytest.approx(timedelta(hours=1) + CLOCKS, abs=timedelta(seconds=1))
 
 
 def test_content_is_read_into_what_the_reader_has() -> None:
