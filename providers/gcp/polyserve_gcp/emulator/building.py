@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import math
 import os
 import shutil
 import stat
 import tarfile
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from polyserve_gcp.emulator.installing import install_framework, install_python, install_requirements
 
+KEPT_S = 900.0
+"""How long an unpacked source that nothing runs from is kept all the same: something may be about to."""
 NO_BUILD_BYTES = 250 * 2**20
 """Largest source that is deployed without a build ("Deploy services from source code", read 2026-11-20)."""
 FAILED = "Build failed with status: FAILURE and message: {}. For more details see the logs at {}."
@@ -60,6 +64,7 @@ class Images:
         self._directory = directory
         self._built: dict[str, Image] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._used: dict[Path, float] = {}
 
     def find(self, name: str) -> Image | None:
         """Return a built image."""
@@ -103,10 +108,26 @@ class Images:
         python = await asyncio.to_thread(install_python, runtime)
         return Image(root=root, command=(), variables={"PATH": f"{python / 'bin'}:{_SYSTEM}"})
 
+    async def prune(self, used: Collection[Path]) -> None:
+        """Delete unpacked sources that nothing runs from, and the images that were built of them.
+
+        Args:
+            used: The directories that are needed.
+        """
+        for root in [root for root in self._used if root not in used]:
+            async with self._locks[root.name]:
+                # Looked at under the lock: somebody may have come for it meanwhile.
+                if self._used.get(root, math.inf) > time.monotonic() - KEPT_S:
+                    continue
+                del self._used[root]
+                self._built = {name: image for name, image in self._built.items() if image.root != root}
+                await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+
     async def _unpacked(self, archive: bytes, *, built: bool) -> Path:
         name = await asyncio.to_thread(lambda: hashlib.sha256(archive).hexdigest()[:32])
         root = self._directory / name
         async with self._locks.setdefault(name, asyncio.Lock()):
+            self._used[root] = time.monotonic()
             if not root.exists():
                 await asyncio.to_thread(_unpack, archive, root, tar=not built)
         return root

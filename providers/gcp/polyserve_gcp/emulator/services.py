@@ -248,6 +248,7 @@ class Services:
             self._all.pop(service.name, None)
             await self._end(service)
             self._access.forget(service.name)
+        await self._prune()
 
     async def remove_revision(self, service: Service, revision: Revision) -> None:
         """End a revision.
@@ -270,6 +271,7 @@ class Services:
         del service.revisions[revision.name]
         if revision.runner is not None:
             await revision.runner.fleet.close()
+        await self._prune()
 
     async def close(self) -> None:
         """End everything."""
@@ -277,6 +279,15 @@ class Services:
         await asyncio.gather(*(self._end(service) for service in services))
         if self._client is not None:
             await self._client.close()
+
+    async def _prune(self) -> None:
+        """Delete the sources that no revision is made from any more."""
+        used: set[Path] = set()
+        for revision in (one for service in self for one in service.revisions.values()):
+            built = self._images.find(revision.template.containers[0].image)
+            used |= {built.root} if built is not None else set()
+            used |= {revision.runner.fleet.recipe.root} if revision.runner is not None else set()
+        await self._images.prune(used)
 
     async def _end(self, service: Service) -> None:
         await service.front.close()

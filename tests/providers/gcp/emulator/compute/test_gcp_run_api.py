@@ -139,6 +139,24 @@ def test_a_service_is_deleted_with_its_address(cloud):
     assert made.name not in {one.name for one in cloud.services.list_services(parent=cloud.parent)}
 
 
+def test_a_source_that_nothing_runs_from_is_deleted(cloud, served, session_root, monkeypatch):
+    from polyserve_gcp.emulator import building
+
+    sources = session_root / "gcp" / "sources"
+
+    def unpacked():
+        return [app for app in sources.glob("*/app.py") if "'kept for two'" in app.read_text()]
+
+    template = cloud.template(served("kept for two"))
+    first, second = cloud.serve(template=template), cloud.serve(template=template)
+    assert len(unpacked()) == 1
+    monkeypatch.setattr(building, "KEPT_S", 0)
+    cloud.services.delete_service(name=first.name).result(polling=cloud.polling)
+    assert second.mark() == "kept for two"
+    cloud.services.delete_service(name=second.name).result(polling=cloud.polling)
+    assert unpacked() == []
+
+
 def test_what_is_only_validated_is_not_done(cloud, served, service):
     wanted = run_v2.Service(template=cloud.template(served("never")))
     request = {"parent": cloud.parent, "service_id": "never", "service": wanted, "validate_only": True}
