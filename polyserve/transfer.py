@@ -27,7 +27,7 @@ _SPOOL_BYTES = 8 << 20
 _SMALL_BYTES = 1 << 20
 # Objects from this size on are read by one thread and hashed by another, and this many pieces are between them.
 _OVERLAPPED_FROM = 4 << 20
-_AHEAD = 4
+_AHEAD = 8
 
 Refuse = Callable[[str], InvalidArgumentError]
 
@@ -122,24 +122,22 @@ def copy_digested(body: ObjectReader, file: BinaryIO) -> str:
         _write(file, memoryview(content))
         return hashlib.sha256(content).hexdigest()
     digest = hashlib.sha256()
-
-    def take(piece: memoryview) -> None:
-        digest.update(piece)
-        _write(file, piece)
-
     if body.meta.size <= _OVERLAPPED_FROM:
         for piece in body.pieces():
-            take(piece)
+            digest.update(piece)
+            _write(file, piece)
         return digest.hexdigest()
-    with ThreadPoolExecutor(1, thread_name_prefix="polyserve-digest") as pool:
-        # One worker: pieces are taken in their order.
-        waiting: deque[Future[None]] = deque()
+    # One worker each: pieces are taken in their order. Hashing takes about as long as writing, and as reading.
+    with ThreadPoolExecutor(1, "polyserve-digest") as hashing, ThreadPoolExecutor(1, "polyserve-write") as writing:
+        waiting: deque[tuple[Future[None], Future[None]]] = deque()
         for piece in body.pieces():
-            waiting.append(pool.submit(take, piece))
+            waiting.append((hashing.submit(digest.update, piece), writing.submit(_write, file, piece)))
             if len(waiting) > _AHEAD:
-                waiting.popleft().result()
-        for done in waiting:
-            done.result()
+                for done in waiting.popleft():
+                    done.result()
+        for both in waiting:
+            for done in both:
+                done.result()
     return digest.hexdigest()
 
 
