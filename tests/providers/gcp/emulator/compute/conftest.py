@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import json
 import socket
 import sys
 import tarfile
@@ -27,13 +28,12 @@ from google.cloud import functions_v2, run_v2, storage
 from google.cloud.functions_v2.services.function_service.transports import FunctionServiceGrpcTransport
 from google.cloud.run_v2.services.revisions.transports import RevisionsGrpcTransport
 from google.cloud.run_v2.services.services.transports import ServicesGrpcTransport
-from google.oauth2 import service_account
+from google.oauth2.credentials import Credentials
 
 from polyserve_gcp.emulator import Emulator
 from polyserve_gcp.emulator.limits import Limits
 
 RUNTIME = f"python{sys.version_info.major}{sys.version_info.minor}"
-SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 POLLING = DEFAULT_POLLING.with_delay(initial=0.02, maximum=0.05, multiplier=1.2)
 ACTOR = '''
 """Does what the request says."""
@@ -218,10 +218,12 @@ class Cloud:
 
     runtime, polling = RUNTIME, POLLING
 
-    def __init__(self, emulator: Emulator, credentials: service_account.Credentials | None = None) -> None:
+    def __init__(self, emulator: Emulator, email: str = "") -> None:
         self.emulator, self.options = emulator, emulator.options
-        self.owner = service_account.Credentials.from_service_account_file(self.options["credentials_file"])
-        self.credentials = (credentials or self.owner).with_scopes(SCOPES)
+        owner = json.loads(Path(self.options["credentials_file"]).read_bytes())["client_email"]
+        self.email = email or owner
+        # Not those of a service account: with them google-auth asks Google, from a thread, where the account may be used.
+        self.credentials = Credentials(self.token)
         self.parent = f"projects/{self.options['project']}/locations/{self.options['region']}"
         self.http = httpx.Client(timeout=60, trust_env=False)
         _opened.append(self.http)
@@ -229,9 +231,11 @@ class Cloud:
         self.services = run_v2.ServicesClient(**self._over_rest("run"))
         self.revisions = run_v2.RevisionsClient(**self._over_rest("run"))
         self.storage = storage.Client(
-            project=self.options["project"], credentials=self.owner,
+            project=self.options["project"], credentials=Credentials(self.token_of(owner)),
             client_options={"api_endpoint": self.endpoint("storage")},
         )  # fmt: skip
+        # It asks after each bucket for its traces, from a thread that outlives the emulator.
+        self.storage._bucket_metadata_cache = None
 
     def endpoint(self, api: str) -> str:
         return str(self.options["endpoints"][f"{api}.googleapis.com"])
@@ -244,8 +248,10 @@ class Cloud:
     @property
     def token(self) -> str:
         """An access token of whose client this is."""
-        found = self.emulator.identities.find(self.credentials.service_account_email)
-        return self.emulator.identities.issue_access_token(found)
+        return self.token_of(self.email)
+
+    def token_of(self, email: str) -> str:
+        return str(self.emulator.identities.issue_access_token(self.emulator.identities.find(email)))
 
     def over_grpc(self, token: str | None = None) -> tuple[Any, Any, Any]:
         """Return clients of functions, services and revisions over gRPC."""
@@ -262,12 +268,10 @@ class Cloud:
         made = self.emulator.identities.add_service_account(f"somebody-{next(_numbers)}")
         for role in roles:
             self.emulator.access.grant(role, made.member)
-        info = self.emulator.identities.add_key(made)
-        return Cloud(self.emulator, service_account.Credentials.from_service_account_info(info))
+        return Cloud(self.emulator, made.email)
 
     def id_token(self, audience: str) -> str:
-        found = self.emulator.identities.find(self.credentials.service_account_email)
-        return str(self.emulator.identities.issue_id_token(found, audience))
+        return str(self.emulator.identities.issue_id_token(self.emulator.identities.find(self.email), audience))
 
     def upload(self, content: bytes) -> dict[str, str]:
         """Put a source into a bucket; returns where it is."""

@@ -311,7 +311,7 @@ def test_the_policy_of_a_function_is_its_own_and_lets_nobody_invoke(cloud, sourc
         bindings=[
             policy_pb2.Binding(
                 role="roles/cloudfunctions.viewer",
-                members=[f"serviceAccount:{stranger.credentials.service_account_email}"],
+                members=[f"serviceAccount:{stranger.email}"],
             )
         ]
     )

@@ -14,6 +14,7 @@ import pytest
 from google.auth.transport.requests import Request
 from google.cloud import functions_v2
 from google.oauth2 import service_account
+from google.oauth2.credentials import Credentials
 
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
@@ -37,6 +38,9 @@ def program(tmp_path):
 def deploy(options, source):
     """Deploy a function to an emulator of which nothing is known but its options; returns its process."""
     credentials = service_account.Credentials.from_service_account_file(options["credentials_file"], scopes=SCOPES)
+    # What the account's credentials do beside that, google-auth does with Google.
+    credentials.refresh(Request())
+    credentials = Credentials(credentials.token)
     endpoint = options["endpoints"]["cloudfunctions.googleapis.com"]
     with functions_v2.FunctionServiceClient(
         credentials=credentials, transport="rest", client_options={"api_endpoint": endpoint}

@@ -90,7 +90,7 @@ def test_invokers_are_those_of_the_cloud_run_service(cloud):
     caller = cloud.as_account()
     headers = {"authorization": f"Bearer {caller.id_token(url)}"}
     assert cloud.http.post(url, headers=headers).status_code == 403
-    let(cloud, made.service, f"serviceAccount:{caller.credentials.service_account_email}")
+    let(cloud, made.service, f"serviceAccount:{caller.email}")
     assert cloud.http.post(url, headers=headers).status_code == 200
     assert cloud.http.post(url).status_code == 403
     let(cloud, made.service, "allUsers")
