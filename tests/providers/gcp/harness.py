@@ -212,7 +212,10 @@ def token_of(settings: GcpSettings) -> str:
 def start_emulator(directory: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], Mapping[str, Any]]:
     """Start the emulator, and return its process and the options to reach it with once it answers."""
     home, log = directory / "emulator", directory / "emulator.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOOGLE_", "GCE_"))}
+    # Nothing of the test that happens to be the first: it outlives that, and has no credentials of anybody's.
+    names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "POLYSERVE_EMULATORS")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
     command = [sys.executable, "-m", "polyserve_gcp.emulator", str(home), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
