@@ -25,12 +25,11 @@ from polyserve.testing.packages import times
 NAME = "everywhere"
 
 
-@pytest.fixture
-def clouds(harness_of: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """Give the harness of every provider that is registered, and see that nothing is left on any."""
-    found = {name: harness_of(name) for name in registry.providers()}
-    yield found
-    assert {name: list(harness.inventory()) for name, harness in found.items()} == {name: [] for name in found}
+@pytest.fixture(scope="module")
+def clouds(harness_of: Callable[..., Any]) -> dict[str, Any]:
+    """Give the harness of every provider that is registered."""
+    # Not within a test: emulators would be of its home, and end with it.
+    return {name: harness_of(name) for name in registry.providers()}
 
 
 @pytest.fixture
@@ -49,6 +48,7 @@ def targets(clouds: dict[str, Any]) -> Iterator[list[Target]]:
         for target in found:
             with suppress(NotFoundError):
                 destroy(target, NAME)
+    assert {name: list(harness.inventory()) for name, harness in clouds.items()} == {name: [] for name in clouds}
 
 
 def deployment(target: Target) -> Deployment:
