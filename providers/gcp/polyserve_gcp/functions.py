@@ -67,7 +67,8 @@ class FunctionsPlatform:
                 raise self._busy(app.app, "changed")
             return
         if apps.phase_of(found) is Phase.READY and apps.asked(found) == app.to_json():
-            self._open(app, found)
+            if self._settings.public:
+                self._open(app, found, public=True)
             return
         self._update(app, found)
 
@@ -82,6 +83,8 @@ class FunctionsPlatform:
             # What was built once need not be built again for another environment.
             fields += apps.BUILD
         body = {**self._described(app), "name": str(found["name"])}
+        if not self._settings.public:
+            self._open(app, found, public=False)
         self._api.call("PATCH", FUNCTIONS, self._path(app.app), body, query={"updateMask": mask_of(fields)})
 
     def _described(self, app: AppSpec) -> dict[str, Any]:
@@ -113,13 +116,12 @@ class FunctionsPlatform:
             found[forward.app] = uri
         return found
 
-    def _open(self, app: AppSpec, found: Mapping[str, Any]) -> None:
-        """Let in who may call a function that callers reach; private functions are called by whoever has the role already."""
-        if not app.front:
-            return
-        service = f"/v2/{found['serviceConfig']['service']}"
-        change = self._api.bind if self._settings.public else self._api.unbind
-        change(RUN, service, INVOKER, frozenset({EVERYBODY}))
+    def _open(self, app: AppSpec, found: Mapping[str, Any], *, public: bool) -> None:
+        """Let everybody in at a front, or nobody any more but those who have the role by name."""
+        service = (found.get("serviceConfig") or {}).get("service")
+        if app.front and service:
+            change = self._api.bind if public else self._api.unbind
+            change(RUN, f"/v2/{service}", INVOKER, frozenset({EVERYBODY}))
 
     # --- looking ------------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ The oracle knows how keys are written from the documentation of `polyserve_gcp.k
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -170,6 +171,14 @@ class GcpHarness:
             time.sleep(0.02)
         return [str(each["name"]).rpartition("/")[2] for each in found]
 
+    def settled(self) -> None:
+        """Wait until no function is being changed."""
+        for _ in range(500):
+            found = self.call("GET", "cloudfunctions.googleapis.com", f"/v2/{self.location}/functions")
+            if not any(each.get("state") == "DEPLOYING" for each in found.get("functions", ())):
+                return
+            time.sleep(0.02)
+
     @property
     def location(self) -> str:
         return f"projects/{self.settings.project}/locations/{self.settings.region}"
@@ -195,8 +204,6 @@ class GcpHarness:
         policy["bindings"] = [*policy.get("bindings", ()), *({"role": role, "members": [member]} for role in granted)]
         self.call("POST", manager, f"{where}:setIamPolicy", {"policy": policy})
         key = self.call("POST", host, f"/v1/{made['name']}/keys", {})
-        import base64
-
         file = Path(self.settings.credentials_file).with_name(f"{name}.json")
         file.write_bytes(base64.b64decode(key["privateKeyData"]))
         return GcpSettings(**{**self.options, "credentials_file": str(file)})
