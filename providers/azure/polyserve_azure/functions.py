@@ -33,6 +33,7 @@ from polyserve_azure.names import (
     APP_TAG,
     ENTRA_TAG,
     FRONT_TAG,
+    MARK_TAG,
     MAX_TAG,
     READY_TAG,
     REVISION_TAG,
@@ -101,6 +102,8 @@ class FlexPlatform:
         self._publisher = Publisher(manager)
         # Of the hosts that were seen to have one; asked for anew once it is refused.
         self._keys: dict[str, str] = {}
+        # Descriptions by their marks, which sites have in their tags: it takes a call for each site to read its settings.
+        self._texts: dict[str, str] = {}
 
     # --- making -------------------------------------------------------------------------------------------------------------
 
@@ -162,7 +165,7 @@ class FlexPlatform:
         if not before:
             self._keys.pop(name, None)
             self._accounts.ensure_container(container)
-        tags = _tags(app) | self._callers.tags(front=app.front, site=site)
+        tags = _tags(app) | self._callers.tags(front=app.front, site=site) | {MARK_TAG: mark_of(app.to_json())}
         if site is not None and tags.get(ENTRA_TAG, NOBODY) != NOBODY:
             # First, so that it is never open to everybody: the package that is there is about to want no key.
             self._callers.settle(name, tags)
@@ -248,15 +251,7 @@ class FlexPlatform:
             yield self._status(plan, sites.get(str(plan["name"])))
 
     def _status(self, plan: Mapping[str, Any], site: Mapping[str, Any] | None) -> AppStatus:
-        text = ""
-        if site is not None:
-            try:
-                given = self._manager.post(Types.SITE, str(site["name"]), "config", "appsettings", "list")
-                text = given["properties"].get("POLYSERVE_APP", "")
-            except ServiceError as error:
-                # It is being deleted.
-                if error.status != 404:
-                    raise
+        text = "" if site is None else self._text(site)
         if site is None or not text:
             return _begun(plan)
         app = AppSpec.from_json(text, scaling_of(site))
@@ -270,6 +265,22 @@ class FlexPlatform:
             reason=progress.reason,
             incomplete=progress.incomplete,
         )
+
+    def _text(self, site: Mapping[str, Any]) -> str:
+        """Return the description in a site's settings; empty where it is being deleted."""
+        mark = (site.get("tags") or {}).get(MARK_TAG, "")
+        if mark not in self._texts:
+            try:
+                given = self._manager.post(Types.SITE, str(site["name"]), "config", "appsettings", "list")
+            except ServiceError as error:
+                if error.status != 404:
+                    raise
+                return ""
+            text: str = given["properties"].get("POLYSERVE_APP", "")
+            if mark_of(text) != mark:
+                return text
+            self._texts[mark] = text
+        return self._texts[mark]
 
     def _progress(self, app: AppSpec, plan: Mapping[str, Any], site: Mapping[str, Any]) -> _Progress:
         if (plan.get("tags") or {}).get(READY_TAG) == mark_of(app.to_json()):
@@ -361,7 +372,7 @@ class FlexPlatform:
         return custom_role(spec, self._settings)
 
 
-_OWN = frozenset({APP_TAG, ENTRA_TAG, FRONT_TAG, MAX_TAG, READY_TAG, REVISION_TAG, SPEC_TAG})
+_OWN = frozenset({APP_TAG, ENTRA_TAG, FRONT_TAG, MARK_TAG, MAX_TAG, READY_TAG, REVISION_TAG, SPEC_TAG})
 
 
 def _tags(app: AppSpec) -> dict[str, str]:

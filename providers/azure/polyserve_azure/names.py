@@ -12,6 +12,7 @@ __all__ = [
     "ENTRA_TAG",
     "FRONT_TAG",
     "MADE_TAG",
+    "MARK_TAG",
     "MAX_TAG",
     "OWN_TAGS",
     "READY_TAG",
@@ -28,6 +29,8 @@ APP_TAG, REVISION_TAG, FRONT_TAG = f"{OWN_TAGS}app", f"{OWN_TAGS}revision", f"{O
 SPEC_TAG, READY_TAG, MADE_TAG = f"{OWN_TAGS}spec", f"{OWN_TAGS}ready", f"{OWN_TAGS}made"
 ENTRA_TAG = f"{OWN_TAGS}entra"
 """The application that callers show a token for."""
+MARK_TAG = f"{OWN_TAGS}mark"
+"""Which description is in a site's settings."""
 MAX_TAG = f"{OWN_TAGS}max-instances"
 """Says whether somebody asked for a bound: the platform always has one."""
 

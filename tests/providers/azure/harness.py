@@ -343,9 +343,9 @@ class AzureHarness:
 def start_emulator(directory: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], Mapping[str, Any]]:
     """Start the emulator, and return its process and the options to reach it with once it answers."""
     home, log = directory / "emulator", directory / "emulator.log"
-    # Nothing of the test that happens to be the first: it outlives that, and has no credentials of anybody's.
-    names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "POLYSERVE_EMULATORS")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
+    # Nothing of the test that happens to be the first, which it outlives, and no credentials of anybody's; npm and pip need the rest.
+    of_others = ("AZURE_", "POLYSERVE_CACHE", "POLYSERVE_HOME", "TORCHINDUCTOR_", "XDG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(of_others)}
     environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
     command = [sys.executable, "-m", "polyserve_azure.emulator", str(home), *arguments]
     with log.open("wb") as output:
