@@ -32,8 +32,9 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 ROOT = Path(__file__).resolve().parent
-# The framework puts the source behind its own dependencies; the model's were chosen with it and come first.
-sys.path[:] = [str(ROOT), *(path for path in sys.path if path != str(ROOT))]
+if (ROOT / "package").is_dir():
+    # The framework puts the source behind its own dependencies; the model's were chosen with it and come first.
+    sys.path[:] = [str(ROOT), *(path for path in sys.path if path != str(ROOT))]
 
 from polyserve.runtime.forwarding import Front, shares_of  # noqa: E402
 from polyserve.runtime.host import Host, LoadError  # noqa: E402
