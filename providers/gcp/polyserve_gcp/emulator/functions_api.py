@@ -320,7 +320,7 @@ class FunctionsApi:
             raise ServiceError("ALREADY_EXISTS", message)
         else:
             # Traffic that was split over there goes to the latest revision again, whatever the function says: reported for
-            # all_traffic_on_latest_revision (terraform-provider-google, issue 24130).
+            # all_traffic_on_latest_revision (terraform-provider-google #24130).
             self._services.want(service, made, principal.email)
         try:
             await self._services.roll_out(service, made, again=True)

@@ -1,7 +1,7 @@
 """What the emulator needs and no extra can bring: environments of the Pythons that functions run under, and their packages.
 
 `functions-framework` cannot be installed beside `google-cloud-functions`, as both bring `google/cloud/functions/__init__.py`
-(functions-framework-python, issue 184), so it has environments of its own. Each is installed once, into the cache.
+(functions-framework-python #184), so it has environments of its own. Each is installed once, into the cache.
 """
 
 from __future__ import annotations
