@@ -90,7 +90,10 @@ class Gateway:
 
     def _has_functions(self) -> bool:
         functions = self._places.functions
-        return functions.is_dir() and any(path.suffix == ".json" for path in functions.iterdir())
+        try:
+            return any(path.suffix == ".json" for path in functions.iterdir())
+        except FileNotFoundError:
+            return False  # never made, or gone with the last function while we looked
 
     def _contact(self) -> _Contact | None:
         """Return where the running gateway is reached; `None` while there is none, or it is still starting."""
