@@ -25,6 +25,7 @@ from polyserve.driver import ErrorCode, PutAttributes
 from polyserve_aws.clients import CONNECTIONS, Clients, is_private
 from polyserve_aws.errors import classify, explain_refusal
 from polyserve_aws.parts import PARALLEL, PART_BYTES, read_part
+from polyserve_aws.pieces import PiecedContent
 from polyserve_aws.settings import AwsSettings
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def _broken(text: str) -> BotoCoreError:
     return cast("BotoCoreError", exceptions.ResponseStreamingError(error=text.partition("\n")[0]))
 
 
-class FastContent(io.RawIOBase):
+class FastContent(PiecedContent):
     """The content of an object that is being read, piece by piece as it comes.
 
     Args:
@@ -287,64 +288,27 @@ class FastContent(io.RawIOBase):
     """
 
     def __init__(self, found: GetResult) -> None:
+        super().__init__()
         self._found = found
         # A stream costs more than all of a small object at once.
         first, last = found.range
         self._small = last - first <= PART_BYTES
         self._chunks: Any = None if self._small else found.stream(min_chunk_size=CHUNK_BYTES)
-        self._chunk = memoryview(b"")
 
-    def readable(self) -> bool:
-        """Return true."""
-        return True
-
-    def _more(self) -> bool:
-        """Have something to give, or return false at the end."""
-        while not self._chunk:
-            try:
-                if self._small:
-                    self._small = False
-                    self._chunk = memoryview(self._found.bytes())
-                    continue
-                if self._chunks is None:
-                    return False
-                self._chunk = memoryview(next(self._chunks))
-            except StopIteration:
-                self._chunks = None
-            except Exception as error:
-                raise _broken(str(error)) from error
-        return True
-
-    def pieces(self) -> Iterator[memoryview]:
-        """Yield what is left as it comes, without a copy."""
-        while self._more():
-            piece, self._chunk = self._chunk, memoryview(b"")
-            yield piece
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read up to `size` bytes, or all that is left."""
-        if size is None or size < 0:
-            return b"".join(self.pieces())
-        if not size or not self._more():
-            return b""
-        data, self._chunk = self._chunk[:size], self._chunk[size:]
-        return bytes(data)
-
-    def readall(self) -> bytes:
-        """Read all that is left."""
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer and return how many bytes came."""
-        with memoryview(buffer).cast("B") as view:
-            if not view.nbytes or not self._more():
-                return 0
-            data, self._chunk = self._chunk[: view.nbytes], self._chunk[view.nbytes :]
-            view[: len(data)] = data
-            return len(data)
+    def _next(self) -> memoryview | None:
+        try:
+            if self._small:
+                self._small = False
+                return memoryview(self._found.bytes())
+            return None if self._chunks is None else memoryview(next(self._chunks))
+        except StopIteration:
+            self._chunks = None
+            return None
+        except Exception as error:
+            raise _broken(str(error)) from error
 
     def close(self) -> None:
         """Give up what has not come yet."""
         if not self.closed:
             super().close()
-            self._chunks, self._chunk, self._small = None, memoryview(b""), False
+            self._chunks, self._piece, self._small = None, memoryview(b""), False

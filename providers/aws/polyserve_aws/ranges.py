@@ -8,14 +8,14 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-perform
 
 from __future__ import annotations
 
-import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from polyserve_aws.parts import PARALLEL, PART_BYTES
+from polyserve_aws.pieces import PiecedContent
 
 __all__ = ["QUICK", "RANGE_BYTES", "RangedContent"]
 
@@ -29,7 +29,7 @@ Fetch = Callable[[int, int], memoryview]
 Rest = Callable[[int], BinaryIO]
 
 
-class RangedContent(io.RawIOBase):
+class RangedContent(PiecedContent):
     """The content of an object that is read in ranges, in order. No more than `PARALLEL` ranges are in memory.
 
     Args:
@@ -40,17 +40,13 @@ class RangedContent(io.RawIOBase):
     """
 
     def __init__(self, first: BinaryIO, fetch: Fetch, rest: Rest, size: int) -> None:
+        super().__init__()
         self._stream = first
         self._fetch = fetch
         self._rest = rest
         self._size = size
         self._pool: ThreadPoolExecutor | None = None
         self._pieces = self._ranges()
-        self._piece = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Return true."""
-        return True
 
     def _ranges(self) -> Iterator[memoryview]:
         begun = time.perf_counter()
@@ -72,42 +68,8 @@ class RangedContent(io.RawIOBase):
                 return
             yield waiting.popleft().result()
 
-    def pieces(self) -> Iterator[memoryview]:
-        """Yield what is left, range by range."""
-        while self._more():
-            piece, self._piece = self._piece, memoryview(b"")
-            yield piece
-
-    def _more(self) -> bool:
-        """Have something to give, or return false at the end."""
-        while not self._piece:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return False
-            self._piece = piece
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read up to `size` bytes, or all that is left."""
-        if size is None or size < 0:
-            return b"".join(self.pieces())
-        if not size or not self._more():
-            return b""
-        data, self._piece = self._piece[:size], self._piece[size:]
-        return bytes(data)
-
-    def readall(self) -> bytes:
-        """Read all that is left."""
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer and return how many bytes came."""
-        with memoryview(buffer).cast("B") as view:
-            if not view.nbytes or not self._more():
-                return 0
-            data, self._piece = self._piece[: view.nbytes], self._piece[view.nbytes :]
-            view[: len(data)] = data
-            return len(data)
+    def _next(self) -> memoryview | None:
+        return next(self._pieces, None)
 
     def close(self) -> None:
         """Give up what has not come yet, and wait for what is on its way."""
