@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,12 +34,15 @@ class RetryPolicy:
         timeout: When to give up, counted from the first failure.
         first_wait: Longest wait before the second call; doubles from call to call, with jitter.
         longest_wait: Longest wait between two calls, unless the service asks for more.
+        busy: How long a change is asked for again, as often as it takes, while the service is at another and says when to ask again.
+            A function is built anew in minutes, where a call that was lost is repeated in seconds.
     """
 
     attempts: int = 6
     timeout: timedelta = timedelta(seconds=60)
     first_wait: timedelta = timedelta(milliseconds=100)
     longest_wait: timedelta = timedelta(seconds=10)
+    busy: timedelta = timedelta(minutes=10)
 
 
 PATIENT = RetryPolicy()
@@ -91,8 +95,33 @@ class Caller:
     def _verdict(self, error: Exception) -> bool | timedelta:
         if self.code(error) not in _REPEATED:
             return False
-        asked = error.retry_after if isinstance(error, PolyserveError) else self._provider.retry_after(error)
+        asked = self._asked(error)
         return True if asked is None else asked
+
+    def _asked(self, error: Exception) -> timedelta | None:
+        return error.retry_after if isinstance(error, PolyserveError) else self._provider.retry_after(error)
+
+    def waiting(self, function: Callable[[], T]) -> Callable[[], T]:
+        """Return a change that waits while the service is at another: it was heard, so that is none of the attempts."""
+        policy = self._policy
+        until: float | None = None
+
+        def attempt() -> T:
+            nonlocal until
+            while True:
+                try:
+                    return function()
+                except Exception as error:
+                    asked = self._asked(error)
+                    if asked is None or self.code(error) is not ErrorCode.UNAVAILABLE:
+                        raise
+                    now, wait = time.monotonic(), max(asked, policy.first_wait).total_seconds()
+                    until = now + policy.busy.total_seconds() if until is None else until
+                    if now + wait > until:
+                        raise
+                time.sleep(wait)
+
+        return attempt
 
     def settling(self, function: Callable[[], T], settle: Callable[[], T | None], decided: ErrorCode) -> T:
         """Call as `call` does what must not be carried out twice.

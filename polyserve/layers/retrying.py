@@ -4,8 +4,8 @@
 
 Retries are as low as they can be, so that nothing above knows of them. Only what a provider classifies as UNAVAILABLE or
 RESOURCE_EXHAUSTED is repeated, and DEADLINE_EXCEEDED, because every call below can be repeated; a service that says how long to wait
-is obeyed. A call whose answer was lost may have been carried out: then a delete that finds nothing has succeeded, and a conditional
-put looks at what is there before it is repeated.
+is obeyed, and a function that is at another change is waited for as long as functions take. A call whose answer was lost may have been
+carried out: then a delete that finds nothing has succeeded, and a conditional put looks at what is there before it is repeated.
 
 The raw error of the driver leaves this layer as it came. `stamina`, which waits, is imported on the first failure.
 """
@@ -147,7 +147,7 @@ class _RetryingPlatform:
 
     def apply(self, spec: FunctionSpec) -> FunctionStatus:
         """Make a revision exist."""
-        return self._caller.call(lambda: self._platform.apply(spec))
+        return self._caller.call(self._caller.waiting(lambda: self._platform.apply(spec)))
 
     def describe(self, name: str) -> FunctionStatus:
         """Describe a function."""
@@ -159,11 +159,11 @@ class _RetryingPlatform:
 
     def route(self, name: str, weights: Mapping[int, int]) -> None:
         """Set the percent of traffic by revision."""
-        self._caller.call(lambda: self._platform.route(name, weights))
+        self._caller.call(self._caller.waiting(lambda: self._platform.route(name, weights)))
 
     def scale(self, name: str, scaling: Scaling) -> None:
         """Set the instances' bounds."""
-        self._caller.call(lambda: self._platform.scale(name, scaling))
+        self._caller.call(self._caller.waiting(lambda: self._platform.scale(name, scaling)))
 
     def logs(self, name: str, *, since: datetime | None) -> Iterator[LogEvent]:
         """Yield what the function wrote; logs that break off are asked for anew, and what was told already is left out."""
@@ -188,11 +188,15 @@ class _RetryingPlatform:
 
     def remove_revision(self, name: str, number: int) -> None:
         """Delete one revision."""
-        self._caller.removing(lambda: self._platform.remove_revision(name, number))
+        self._caller.removing(self._caller.waiting(lambda: self._platform.remove_revision(name, number)))
 
     def delete(self, name: str) -> None:
         """Delete a function."""
-        self._caller.removing(lambda: self._platform.delete(name))
+        self._caller.removing(self._caller.waiting(lambda: self._platform.delete(name)))
+
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return what is in the way of a revision."""
+        return self._platform.obstacles(spec, split=split)
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return what the caller must be allowed to do."""

@@ -156,6 +156,9 @@ CODES: Mapping[str, ErrorCode] = {
 }
 """By the name that the service gives; S3's answers to HEAD have no body, so there the HTTP status stands for it."""
 
+BUSY_WAIT = timedelta(seconds=0.5)
+"""When to ask again where a function is being changed, which nobody says: most changes take Lambda a second or two."""
+
 # What Lambda says of a role, or of the policy in it, that was made a moment ago and is not known everywhere yet.
 _NEW_ROLE = re.compile(r"cannot be assumed by Lambda|execution role does not have permissions", re.I)
 
@@ -273,6 +276,8 @@ def retry_after(error: Exception) -> timedelta | None:
     if _NEW_ROLE.search(str(response["Error"].get("Message", ""))):
         # Nobody says how long; a new role is usually known everywhere within ten seconds.
         return timedelta(seconds=2)
+    if code_of(error) == "ResourceConflictException" and _of_response(response) is ErrorCode.UNAVAILABLE:
+        return BUSY_WAIT
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     told = headers.get("retry-after") or response.get("retryAfterSeconds") or ""
     return timedelta(seconds=float(told)) if re.fullmatch(r"\d+(\.\d+)?", str(told)) else None

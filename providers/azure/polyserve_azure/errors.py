@@ -26,6 +26,9 @@ __all__ = [
     "retry_after",
 ]
 
+BUSY_WAIT = timedelta(seconds=2)
+"""When to ask again where a resource is at another change and the service does not say."""
+
 
 class ServiceError(Exception):
     """A refusal of Resource Manager, of the publish API or of Application Insights.
@@ -243,7 +246,8 @@ def _of_answer(name: str, status: int, message: str) -> ErrorCode | None:
 def retry_after(error: Exception) -> timedelta | None:
     """Return how long the service asks to wait, if it does."""
     if isinstance(error, ServiceError | AppError):
-        return error.retry_after
+        busy = isinstance(error, ServiceError) and error.status == 409 and classify(error) is ErrorCode.UNAVAILABLE
+        return BUSY_WAIT if busy and error.retry_after is None else error.retry_after
     headers = getattr(getattr(error, "response", None), "headers", None)
     if not _status_of(error) or headers is None:
         return None

@@ -29,6 +29,9 @@ __all__ = [
     "seconds_of",
 ]
 
+BUSY_WAIT = timedelta(seconds=2)
+"""When to ask again where a resource is at another change, which Google's answer does not say."""
+
 
 class ServiceError(Exception):
     """A refusal of a Google API.
@@ -253,7 +256,8 @@ def _told(error: Exception) -> tuple[int, str]:
 def retry_after(error: Exception) -> timedelta | None:
     """Return how long the service asks to wait, if it does."""
     if isinstance(error, ServiceError | AppError):
-        return error.retry_after
+        busy = isinstance(error, ServiceError) and error.status == 409 and classify(error) is ErrorCode.UNAVAILABLE
+        return BUSY_WAIT if busy and error.retry_after is None else error.retry_after
     if not _library(type(error)).startswith("google."):
         return None
     headers = getattr(getattr(error, "response", None), "headers", None)

@@ -252,6 +252,7 @@ def _service_cases() -> list[ErrorCase]:
                 409,
             ),
             code=ErrorCode.UNAVAILABLE,
+            retry_after=timedelta(seconds=0.5),
         ),
         ErrorCase(
             name="another conflict",

@@ -383,9 +383,14 @@ _SERVICE = {
 }  # fmt: skip
 
 
+def _busy(status: int, code: ErrorCode) -> timedelta | None:
+    """Return how long is waited for a resource that is at another change."""
+    return timedelta(seconds=2) if (status, code) == (409, ErrorCode.UNAVAILABLE) else None
+
+
 def _service_cases() -> list[ErrorCase]:
     cases = [
-        ErrorCase(name=name, error=ServiceError(status, name, "no"), code=code)
+        ErrorCase(name=name, error=ServiceError(status, name, "no"), code=code, retry_after=_busy(status, code))
         for code, groups in _SERVICE.items()
         for status, names in groups
         for name in names.split()
@@ -405,7 +410,9 @@ def _service_cases() -> list[ErrorCase]:
         ("a name that nobody knows", 404, "Whatever", "no", ErrorCode.NOT_FOUND),
     ]
     cases += [
-        ErrorCase(name=name, error=ServiceError(status, code, message), code=expected)
+        ErrorCase(
+            name=name, error=ServiceError(status, code, message), code=expected, retry_after=_busy(status, expected)
+        )
         for name, status, code, message, expected in more
     ]
     throttled = ServiceError(429, "TooManyRequests", "slower", retry_after=wait)

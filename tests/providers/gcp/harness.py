@@ -32,7 +32,7 @@ from google.oauth2.credentials import Credentials as Token
 
 from polyserve.driver import ErrorCode, FunctionSpec, Provider
 from polyserve.layers.fronting import fronted
-from polyserve.layers.retrying import RetryPolicy, retrying
+from polyserve.layers.retrying import retrying
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
 from polyserve_gcp.errors import (
     AppError,
@@ -48,7 +48,6 @@ from polyserve_gcp.provider import provider
 from polyserve_gcp.settings import GcpSettings
 
 BUNDLES = "polyserve-contract-bundles"
-WHILE_BUSY = RetryPolicy(attempts=1000, first_wait=timedelta(milliseconds=20), longest_wait=timedelta(milliseconds=100))
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
@@ -97,8 +96,7 @@ class GcpHarness:
         self._emulator, options = start_emulator(directory, "--settle", "0")
         self.options: Mapping[str, Any] = {**options, "retry_s": 0.05, **changed}
         self.settings = GcpSettings(**self.options)
-        # Nothing can be done to a function that is being changed, and changes take as long as an instance to start.
-        self._provider = retrying(fronted(provider(self.settings)), WHILE_BUSY)
+        self._provider = retrying(fronted(provider(self.settings)))
         self._numbers = itertools.count(1)
         self.token = token_of(self.settings)
         self._http = httpx.Client(headers={"authorization": f"Bearer {self.token}"}, trust_env=False, timeout=60)
@@ -277,7 +275,13 @@ _SERVICE: Mapping[ErrorCode, Sequence[tuple[int, str, str]]] = {
 def _service_cases() -> Iterator[ErrorCase]:
     for code, cases in _SERVICE.items():
         for status, name, message in cases:
-            yield ErrorCase(name=f"{status} {name or message}", error=ServiceError(status, name, message), code=code)
+            busy = (status, code) == (409, ErrorCode.UNAVAILABLE)
+            yield ErrorCase(
+                name=f"{status} {name or message}",
+                error=ServiceError(status, name, message),
+                code=code,
+                retry_after=timedelta(seconds=2) if busy else None,
+            )
 
 
 def _told_cases() -> Iterator[ErrorCase]:

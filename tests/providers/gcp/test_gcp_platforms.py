@@ -19,7 +19,7 @@ from google.cloud.functions_v2 import FunctionServiceClient
 from polyserve.bundle import build
 from polyserve.driver import LABEL, ErrorCode, FunctionSpec, Provider, Scaling
 from polyserve.layers.fronting import fronted
-from polyserve.layers.retrying import RetryPolicy, retrying
+from polyserve.layers.retrying import retrying
 from polyserve.rollout import wait_ready
 from polyserve.runtime.messages import Request
 from polyserve.testing.functions import NAME, Functions
@@ -30,7 +30,6 @@ from polyserve_gcp.provider import provider
 from polyserve_gcp.settings import GcpSettings
 
 FUNCTIONS, RUN = "cloudfunctions.googleapis.com", "run.googleapis.com"
-PATIENT = RetryPolicy(attempts=1000, first_wait=timedelta(milliseconds=20), longest_wait=timedelta(milliseconds=100))
 
 
 class Changed:
@@ -39,7 +38,7 @@ class Changed:
     def __init__(self, harness: Any, **changed: Any) -> None:
         self.settings = GcpSettings(**{**harness.options, **changed})
         self._harness = harness
-        self._provider = retrying(fronted(provider(self.settings)), PATIENT)
+        self._provider = retrying(fronted(provider(self.settings)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._harness, name)

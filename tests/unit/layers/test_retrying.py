@@ -166,3 +166,54 @@ def test_waits_grow_with_jitter_and_stay_below_the_longest(provider, monkeypatch
     assert len(waits) == 7
     assert all(1 <= wait <= 5 for wait in waits)
     assert waits[-1] == 5
+
+
+BUSY = MemoryFault(ErrorCode.UNAVAILABLE, "another change is under way", retry_after=timedelta(seconds=30))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Give the seconds that were waited, of a clock that goes on by waiting alone."""
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr("time.monotonic", lambda: sum(waits))
+    return waits
+
+
+CHANGES = [
+    ("apply", ("spec",)),
+    ("route", ("iris", {1: 100})),
+    ("scale", ("iris", Scaling())),
+    ("remove_revision", ("iris", 2)),
+    ("delete", ("iris",)),
+]
+
+
+@pytest.mark.parametrize(("verb", "arguments"), CHANGES)
+def test_a_change_waits_until_the_function_is_done_with_another(provider, clock, verb, arguments):
+    functions, native = platform(provider, *[BUSY] * 19, LOST, BUSY, "answer")
+
+    getattr(functions, verb)(*arguments)
+
+    # More often than a lost call is repeated, and for longer; a call that was lost on the way is none of these.
+    assert native.calls == [(verb, *arguments)] * 22
+    assert clock == [30.0] * 19 + [0.0] + [30.0]
+
+
+@pytest.mark.parametrize(("verb", "arguments"), CHANGES)
+def test_a_function_that_is_busy_for_ever_is_given_up(provider, clock, verb, arguments):
+    functions, _ = platform(provider, *[BUSY] * 100)
+
+    with pytest.raises(MemoryFault, match="under way"):
+        getattr(functions, verb)(*arguments)
+
+    assert 600 <= sum(clock) <= 700
+
+
+def test_nobody_waits_so_long_to_look(provider, clock):
+    functions, native = platform(provider, *[BUSY] * 100)
+
+    with pytest.raises(MemoryFault, match="under way"):
+        functions.describe("iris")
+
+    assert len(native.calls) == AT_ONCE.attempts
