@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Literal
@@ -77,7 +77,7 @@ def desire(
     """Build the package's bundle for a target, and say what is asked for. Touches nothing but the cache of bundles.
 
     Requests may have 64 MiB, or what the platform takes if that is less, unless another bound is given. Where the target is emulated, the
-    functions run under a Python of this machine: one that is not here is an obstacle.
+    functions run under a Python of this machine: one that is not here is an obstacle, as is whatever the provider's driver knows to be one.
 
     Raises:
         PackageError: The package is damaged, or its dependencies cannot be brought together for the target.
@@ -125,7 +125,14 @@ def desire(
         obstacles=tuple(_unrehearsable(package, info, python, architecture)) if emulated else (),
         options=options,
     )
-    return desired, bundle
+    return _hindered(desired, target.provider), bundle
+
+
+def _hindered(desired: Desired, provider: Provider) -> Desired:
+    """Return what is asked for with what the provider's driver says is in the way of it; its number is none of its settings."""
+    split = desired.canary is not None and desired.canary < 100
+    told = provider.functions.obstacles(desired.spec(1), split=split)
+    return replace(desired, obstacles=(*desired.obstacles, *told))
 
 
 class _Telling:

@@ -478,6 +478,14 @@ class FunctionPlatform(Protocol):
         """Delete a function with all that was made for it: revisions, instances, logs, credentials. A missing one is NOT_FOUND."""
         ...
 
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return what is in the way of this revision and known without asking anybody: settings that do not go together. Pure.
+
+        Each is a sentence with the value, the limit and the way out. `plan()` refuses them before anything is done; `apply` must refuse
+        the same by itself. `split` says that the revision is to share the traffic with another one.
+        """
+        ...
+
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return what the caller must be allowed to do to deploy this, as the provider's own action names. Pure."""
         ...
@@ -611,6 +619,14 @@ class AppPlatform(Protocol):
 
     def remove(self, app: str) -> None:
         """Delete an app with all that was made for it. A missing one is NOT_FOUND."""
+        ...
+
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return what is in the way of this revision and known without asking anybody: settings that do not go together. Pure.
+
+        Each is a sentence with the value, the limit and the way out. `plan()` refuses them before anything is done; `put` must refuse
+        the same by itself. `split` says that the revision is to share the traffic with another one.
+        """
         ...
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:

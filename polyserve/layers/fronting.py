@@ -214,6 +214,10 @@ class FrontedPlatform:
         for status in sorted(function.apps, key=lambda app: not app.app.front):
             self._apps.remove(status.app.app)
 
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return what is in the way of a revision."""
+        return self._apps.obstacles(spec, split=split)
+
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return what the caller must be allowed to do to deploy this."""
         return self._apps.permissions(spec)

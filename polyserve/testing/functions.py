@@ -9,10 +9,13 @@ they raise is seen raw and sorted by `classify`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import FrameType
+from typing import Any
 
 import httpx
 import pytest
@@ -46,6 +49,31 @@ WITHIN = timedelta(seconds=60)
 MODEL = "contract-times"
 _SPEC = TensorSpec(name="input", datatype="FP64", shape=(-1, 2))
 SIGNATURE = Signature(input_kind="list", output_kind="list", inputs=(_SPEC,), outputs=(replace(_SPEC, name="output"),))
+
+
+@contextmanager
+def overhearing() -> Iterator[list[str]]:
+    """Give what this thread sends over any socket meanwhile, call by call, whoever opened the connection and whenever."""
+    sent: list[str] = []
+
+    def overhear(_frame: FrameType, event: str, called: Any) -> None:
+        # Sockets of the operating system and of OpenSSL; only what says something: others are closed by the garbage collector.
+        if event == "c_call" and type(getattr(called, "__self__", None)).__module__ in {
+            "socket",
+            "_socket",
+            "ssl",
+            "_ssl",
+        }:
+            name = called.__name__
+            if name in {"connect", "connect_ex", "do_handshake", "send", "sendall", "sendmsg", "sendto", "write"}:
+                sent.append(name)
+
+    before = sys.getprofile()
+    sys.setprofile(overhear)
+    try:
+        yield sent
+    finally:
+        sys.setprofile(before)
 
 
 class Functions:
@@ -334,6 +362,18 @@ class FunctionsContract:
         spec = functions.spec(1)
 
         assert all(isinstance(each, str) and each for each in functions.platform.permissions(spec))
+        assert functions.code(lambda: functions.platform.describe(NAME)) is ErrorCode.NOT_FOUND
+
+    def test_nothing_is_in_the_way_of_the_sample_and_nobody_is_asked_whether_there_is(
+        self, functions: Functions
+    ) -> None:
+        spec = functions.spec(1)
+        splits = Capability.TRAFFIC_SPLIT in functions.provider.info.capabilities
+
+        with overhearing() as sent:
+            told = [*functions.platform.obstacles(spec), *functions.platform.obstacles(spec, split=splits)]
+
+        assert (told, sent) == ([], [])
         assert functions.code(lambda: functions.platform.describe(NAME)) is ErrorCode.NOT_FOUND
 
     def test_a_deleted_function_can_be_made_anew_and_has_nothing_of_the_old_one(self, functions: Functions) -> None:

@@ -120,6 +120,10 @@ class MemoryApps:
             known.front.close()
         del self._apps[app]
 
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return nothing: there are no settings that could be at odds."""
+        return ()
+
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return nothing: this process may do what it likes with itself."""
         return ()

@@ -221,6 +221,10 @@ class MemoryPlatform:
         for revision in function.revisions.values():
             _discard(revision)
 
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return nothing: there are no settings that could be at odds."""
+        return ()
+
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return nothing: this process may do what it likes with itself."""
         return ()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
+import httpx
 import pytest
 
 from polyserve.driver import Address, Capability, ErrorCode, FunctionStatus, Phase, Scaling
@@ -388,6 +389,35 @@ class TriesWhatItMay(MemoryPlatform):
     def permissions(self, spec):
         self.apply(spec)
         return ("apply",)
+
+
+_KNOWS = FunctionsContract.test_nothing_is_in_the_way_of_the_sample_and_nobody_is_asked_whether_there_is
+
+
+@LIARS.caught_by(_KNOWS)
+class RefusesWhatItCanDo(MemoryPlatform):
+    def obstacles(self, spec, *, split=False):
+        return (f"memory_mb is {spec.memory_mb}: give more",)
+
+
+@LIARS.caught_by(_KNOWS)
+class RefusesTheSplitItDeclares(MemoryPlatform):
+    def obstacles(self, spec, *, split=False):
+        return ("there is one revision at a time: leave out the canary",) if split else ()
+
+
+@LIARS.caught_by(_KNOWS)
+class TriesWhetherAnythingIsInTheWay(MemoryPlatform):
+    def obstacles(self, spec, *, split=False):
+        self.apply(spec)
+        return ()
+
+
+@LIARS.caught_by(_KNOWS)
+class AsksWhetherAnythingIsInTheWay(MemoryPlatform):
+    def obstacles(self, spec, *, split=False):
+        httpx.get(self._provider.loopback.url, trust_env=False)
+        return ()
 
 
 @LIARS.caught_by(FunctionsContract.test_a_deleted_function_can_be_made_anew_and_has_nothing_of_the_old_one)

@@ -20,16 +20,13 @@ from polyserve_aws.http_api import ANSWERED_S, HttpApi
 from polyserve_aws.logs import Logs
 from polyserve_aws.names import MAX_TAG, MIN_TAG, PREFIX, REMOVED_TAG, Mark, function_name, payload_prefix
 from polyserve_aws.observing import Observed, observe, versions_of
+from polyserve_aws.obstacles import NEVER_WARM, obstacles, storage_mb
 from polyserve_aws.settings import AwsSettings
 from polyserve_aws.traffic import Traffic
 
 __all__ = ["LambdaPlatform"]
 
 LONGEST_S = 900
-STORAGE_MB = (512, 10_240)
-"""Smallest and largest `/tmp`: Lambda's quotas, 2026-11."""
-SPARE_STORAGE_MB = 256
-"""Kept free in `/tmp` beside the files of a model: the rest of the package is copied there, too."""
 
 
 class LambdaPlatform:
@@ -59,7 +56,8 @@ class LambdaPlatform:
 
     def apply(self, spec: FunctionSpec) -> FunctionStatus:
         """Take the next step to a revision, if there is one to take."""
-        self._check(spec)
+        if told := self.obstacles(spec):
+            raise UnsupportedOperationError("; ".join(told))
         try:
             found = self._observe(spec.name)
         except self._lambda.exceptions.ResourceNotFoundException:
@@ -207,25 +205,6 @@ class LambdaPlatform:
             own["POLYSERVE_MODELS"] = f"{first.bucket}/{first.key.removesuffix(first.sha256)}"
         return {**spec.environment, **own}
 
-    def _check(self, spec: FunctionSpec) -> None:
-        """Refuse what the settings and the revision cannot be together."""
-        settings = self._settings
-        storage_mb(spec, settings)
-        if not settings.snapstart:
-            return
-        if spec.python == "3.11":
-            raise UnsupportedOperationError(
-                "SnapStart is there from Python 3.12 on: package the model under a later Python"
-            )
-        if spec.scaling.min_instances:
-            raise UnsupportedOperationError(
-                "SnapStart and instances that are kept warm exclude each other: leave out one"
-            )
-        if storage_mb(spec, settings) > STORAGE_MB[0]:
-            raise UnsupportedOperationError(
-                "SnapStart is for functions whose /tmp is 512 MB: leave it out for this model"
-            )
-
     # --- everything else ------------------------------------------------------------------------------------------------
 
     def describe(self, name: str) -> FunctionStatus:
@@ -252,9 +231,7 @@ class LambdaPlatform:
     def scale(self, name: str, scaling: Scaling) -> None:
         """Reserve concurrency, and provision it on the alias once there is one."""
         if scaling.min_instances and self._settings.snapstart:
-            raise UnsupportedOperationError(
-                "SnapStart and instances that are kept warm exclude each other: leave out one"
-            )
+            raise UnsupportedOperationError(NEVER_WARM)
         self._traffic.scale(self._observe(name), scaling)
 
     def logs(self, name: str, *, since: datetime | None) -> Iterator[LogEvent]:
@@ -294,6 +271,10 @@ class LambdaPlatform:
         if not self._roles.delete(name) and not logged and not opened and missing is not None:
             raise missing
 
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return why a revision cannot be under these settings."""
+        return obstacles(spec, self._settings)
+
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return the actions that the caller must be allowed."""
         return iam.permissions(spec, self._settings)
@@ -301,18 +282,3 @@ class LambdaPlatform:
     def policy(self, spec: FunctionSpec) -> Mapping[str, Any]:
         """Return the IAM policy document of who deploys this."""
         return iam.deployer_policy(spec, self._settings, region=self._settings.region)
-
-
-def storage_mb(spec: FunctionSpec, settings: AwsSettings) -> int:
-    """Return the size of `/tmp` that a function needs: what was asked for, or more where its model stays in the bucket.
-
-    Raises:
-        UnsupportedOperationError: Lambda has none of that size.
-    """
-    needed = math.ceil(sum(model.size for model in spec.models) / (1 << 20))
-    size = max(settings.ephemeral_storage_mb, needed + SPARE_STORAGE_MB if needed else 0)
-    if size > STORAGE_MB[1]:
-        raise UnsupportedOperationError(
-            f"the model needs {size:,} MB in /tmp and Lambda has {STORAGE_MB[1]:,} at most: a smaller model, or another provider"
-        )
-    return size

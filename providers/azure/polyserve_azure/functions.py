@@ -41,6 +41,7 @@ from polyserve_azure.names import (
     package_container,
     site_name,
 )
+from polyserve_azure.obstacles import obstacles
 from polyserve_azure.permissions import custom_role, permissions
 from polyserve_azure.publish import Deployment, Publisher, moment, publish_mark
 from polyserve_azure.readiness import Readiness, mark_of, probe
@@ -109,6 +110,8 @@ class FlexPlatform:
 
     def put(self, app: AppSpec) -> None:
         """Do the next thing that makes an app be this, if there is one to do."""
+        if told := obstacles(app.spec):
+            raise AppError(ErrorCode.INVALID_ARGUMENT, "; ".join(told))
         name = site_name(self._settings, app.app)
         plan = self._manager.find(Types.PLAN, name)
         if plan is not None:
@@ -362,6 +365,10 @@ class FlexPlatform:
         self._logs.delete(name)
         self._accounts.delete_container(package_container(name))
         self._manager.delete(Types.PLAN, name)
+
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return why a revision cannot be."""
+        return obstacles(spec)
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return the actions that the caller must be allowed."""

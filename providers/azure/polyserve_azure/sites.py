@@ -11,10 +11,22 @@ from polyserve_azure.names import MAX_TAG
 from polyserve_azure.settings import AzureSettings
 from polyserve_azure.storage import Access
 
-__all__ = ["described", "hosting", "reached", "scale_of", "scaling_of", "settings_of"]
+__all__ = ["OWN_SETTINGS", "described", "hosting", "reached", "scale_of", "scaling_of", "settings_of"]
 
 CONNECTION = "DEPLOYMENT_STORAGE_CONNECTION_STRING"
 """The setting that the platform reads an app's package with."""
+OWN_SETTINGS = frozenset(
+    {
+        CONNECTION,
+        "APPLICATIONINSIGHTS_CONNECTION_STRING",
+        "AzureWebJobsDisableHomepage",
+        "AzureWebJobsStorage",
+        "AzureWebJobsStorage__accountName",
+        "AzureWebJobsStorage__clientId",
+        "AzureWebJobsStorage__credential",
+    }
+)
+"""Settings that every app is given, beside those that are polyserve's by their name."""
 MOST_INSTANCES = 100
 """What the platform takes where nobody says anything: "Flex Consumption plan", 2026-11."""
 

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 from polyserve.driver import AppSpec, Phase, Scaling
-from polyserve_gcp.errors import UnsupportedSettingError
 from polyserve_gcp.names import APP_LABEL, FRONT_LABEL, MAX_LABEL, READY_LABEL, REVISION_LABEL, is_ours
 from polyserve_gcp.settings import GcpSettings
 from polyserve_gcp.sizes import concurrency_of, cpu_of, seconds_of
@@ -26,7 +25,6 @@ __all__ = [
     "moment",
     "phase_of",
     "reason_of",
-    "refuse_unsupported",
     "scale_of",
     "scaling_of",
     "secret_of",
@@ -86,9 +84,6 @@ def described(
         source: Where its bundle is: bucket, object and generation.
         forwards: Address by name of each app that requests are passed on to.
         project: The project.
-
-    Raises:
-        UnsupportedSettingError: There are no such functions.
     """
     spec = app.spec
     cpu = cpu_of(settings, spec.memory_mb)
@@ -228,18 +223,6 @@ def _problems(function: Mapping[str, Any]) -> list[str]:
 def mark_of(text: str) -> str:
     """Return the mark of an app's description, short enough for a label."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def refuse_unsupported(settings: GcpSettings) -> None:
-    """Refuse options that functions have not got.
-
-    Raises:
-        UnsupportedSettingError: There is one.
-    """
-    if settings.network or settings.subnetwork:
-        raise UnsupportedSettingError(
-            'network and subnetwork are for platform = "run": give functions a vpc_connector, or choose that platform'
-        )
 
 
 def moment(text: object) -> datetime | None:

@@ -19,11 +19,11 @@ from polyserve_gcp.google_api import RUN, GoogleApi, mask_of, piece
 from polyserve_gcp.invoker import Service
 from polyserve_gcp.logs import Logs
 from polyserve_gcp.names import ROUTED, SPEC, number_of, revision_name, tag_of
+from polyserve_gcp.obstacles import obstacles, refuse
 from polyserve_gcp.permissions import custom_role, permissions
 from polyserve_gcp.reading import ModelReaders
-from polyserve_gcp.services import MOST_OF_ONE, Observed, described, refuse_unsupported, scaled, target, template_of
+from polyserve_gcp.services import MOST_OF_ONE, Observed, described, scaled, target, template_of
 from polyserve_gcp.settings import GcpSettings
-from polyserve_gcp.sizes import check_models
 
 __all__ = ["RunPlatform"]
 
@@ -54,8 +54,7 @@ class RunPlatform:
 
     def apply(self, spec: FunctionSpec) -> FunctionStatus:
         """Make a revision, with a tag and without traffic, unless it is there."""
-        refuse_unsupported(self._settings)
-        check_models(spec)
+        refuse(spec, self._settings)
         service = self._api.find(RUN, self._path(spec.name))
         if service is None:
             self._create(spec)
@@ -252,6 +251,10 @@ class RunPlatform:
         if models:
             self._readers.forget(name, models)
         self._api.call("DELETE", RUN, self._path(name))
+
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return why a revision cannot be under these settings."""
+        return obstacles(spec, self._settings, split=split)
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return the permissions that the caller must have."""

@@ -14,15 +14,15 @@ from typing import Any
 from polyserve.driver import LABEL, AppSpec, AppStatus, Artifact, ErrorCode, FunctionSpec, LogEvent, Phase, Scaling
 from polyserve_gcp import apps
 from polyserve_gcp.bundles import Bundles
-from polyserve_gcp.errors import AppError, UnsupportedSettingError
+from polyserve_gcp.errors import AppError
 from polyserve_gcp.google_api import FUNCTIONS, RUN, GoogleApi, mask_of, piece
 from polyserve_gcp.invoker import Service
 from polyserve_gcp.logs import Logs
 from polyserve_gcp.names import MAX_LABEL, READY_LABEL
+from polyserve_gcp.obstacles import obstacles, refuse
 from polyserve_gcp.permissions import custom_role, permissions
 from polyserve_gcp.reading import ModelReaders
 from polyserve_gcp.settings import GcpSettings
-from polyserve_gcp.sizes import check_models
 
 __all__ = ["INVOKER", "FunctionsPlatform"]
 
@@ -54,8 +54,7 @@ class FunctionsPlatform:
 
     def put(self, app: AppSpec) -> None:
         """Make a function be this, unless it is."""
-        apps.refuse_unsupported(self._settings)
-        check_models(app.spec)
+        refuse(app.spec, self._settings, split=bool(app.forwards))
         found = self._api.find(FUNCTIONS, self._path(app.app))
         if found is None:
             self._create(app)
@@ -103,13 +102,6 @@ class FunctionsPlatform:
             if function is None or not uri:
                 message = f"app {forward.app!r}, which is to get {forward.percent} % of the requests, is not there"
                 raise AppError(ErrorCode.FAILED_PRECONDITION, message)
-            if self._settings.ingress != "all" and not (
-                self._settings.vpc_connector and self._settings.egress == "all"
-            ):
-                raise UnsupportedSettingError(
-                    f"ingress is {self._settings.ingress!r}, and functions reach each other through the VPC only: set vpc_connector and "
-                    'egress = "all", or choose platform = "run", which splits traffic by itself'
-                )
             config = function["serviceConfig"]
             runs_as = self._settings.service_account or str(config["serviceAccountEmail"])
             self._api.bind(RUN, f"/v2/{config['service']}", INVOKER, frozenset({f"serviceAccount:{runs_as}"}))
@@ -213,6 +205,10 @@ class FunctionsPlatform:
         if spec.models:
             self._readers.forget(app, spec.models)
         self._api.call("DELETE", FUNCTIONS, self._path(app))
+
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return why a revision cannot be under these settings."""
+        return obstacles(spec, self._settings, split=split)
 
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return the permissions that the caller must have."""

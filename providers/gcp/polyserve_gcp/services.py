@@ -8,12 +8,11 @@ from typing import Any
 
 from polyserve.driver import AppSpec, Artifact, FunctionSpec, FunctionStatus, Phase, RevisionStatus, Scaling
 from polyserve_gcp.apps import labels_of, secret_of
-from polyserve_gcp.errors import UnsupportedSettingError
 from polyserve_gcp.names import MAX_LABEL, ROUTED, SPEC, attempt_of, number_of, revision_name, tag_of
 from polyserve_gcp.settings import GcpSettings
 from polyserve_gcp.sizes import concurrency_of, cpu_of, seconds_of
 
-__all__ = ["MOST_OF_ONE", "Observed", "described", "refuse_unsupported", "scaled", "target", "template_of"]
+__all__ = ["MOST_OF_ONE", "Observed", "described", "scaled", "target", "template_of"]
 
 MOST_OF_ONE = 100
 """Instances of a revision where nobody asks for more: "Maximum instances", Cloud Run's documentation, 2026-11."""
@@ -50,9 +49,6 @@ def template_of(
         source: Where its bundle is: bucket, object and generation.
         name: What it is called there.
         project: The project.
-
-    Raises:
-        UnsupportedSettingError: There are no such instances.
     """
     cpu = cpu_of(settings, spec.memory_mb)
     stack = _STACKS.get(spec.python, "google-24")
@@ -110,21 +106,6 @@ def _sealed(settings: GcpSettings, project: str) -> Iterator[dict[str, Any]]:
             told["secret"] if told["projectId"] == project else f"projects/{told['projectId']}/secrets/{told['secret']}"
         )
         yield {"name": name, "valueSource": {"secretKeyRef": {"secret": place, "version": told["version"]}}}
-
-
-def refuse_unsupported(settings: GcpSettings) -> None:
-    """Refuse options that Cloud Run without a build has not got.
-
-    Raises:
-        UnsupportedSettingError: There is one.
-    """
-    for name in ("build_service_account", "worker"):
-        if getattr(settings, name) != getattr(GcpSettings(), name):
-            raise UnsupportedSettingError(
-                f'{name} is for platform = "functions": leave it out, nothing is built and instances serve by themselves'
-            )
-    if settings.vpc_connector and (settings.network or settings.subnetwork):
-        raise UnsupportedSettingError("vpc_connector and network exclude each other: leave out one")
 
 
 def target(revision: str, percent: int, tag: str = "") -> dict[str, Any]:

@@ -85,6 +85,10 @@ class LocalPlatform:
         self._about(name, "delete")
         self._gateway.left()
 
+    def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
+        """Return nothing: there are no settings that are at odds here, and memory is what the machine has."""
+        return ()
+
     def permissions(self, spec: FunctionSpec) -> Sequence[str]:
         """Return what the caller must be allowed to do: on one's own machine, to write the home directory."""
         return (f"write {self._places.home}",)

@@ -9,8 +9,8 @@ import pytest
 from polyserve.driver import Artifact, ErrorCode, Phase, Scaling
 from polyserve.rollout import wait_ready, wait_routed
 from polyserve.testing.functions import NAME
-from polyserve_aws.lambda_ import storage_mb
 from polyserve_aws.names import Mark, payload_prefix
+from polyserve_aws.obstacles import storage_mb
 from polyserve_aws.provider import AwsProvider
 from polyserve_aws.settings import AwsSettings
 
