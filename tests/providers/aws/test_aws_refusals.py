@@ -1,0 +1,89 @@
+"""What Lambda cannot be asked for is refused by the plan, in the driver's own words: nothing is made and nothing uploaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+import polyserve
+from polyserve.cli.program import polyserve as command
+from polyserve.driver import Artifact, Scaling
+from polyserve.errors import PlanRefused
+from polyserve.testing.packages import times
+from polyserve_aws.obstacles import obstacles
+from polyserve_aws.settings import AwsSettings
+
+NAME = "refused-by-the-plan"
+IMAGE = f"111122223333.dkr.ecr.us-east-1.amazonaws.com/models@sha256:{'0' * 64}"
+
+
+@pytest.fixture
+def untouched(aws, monkeypatch):
+    """See that nothing is there in the end that was not there before."""
+    monkeypatch.setenv("POLYSERVE_BUCKET", "contract-of-the-refusals")
+    before = sorted(aws.inventory())
+    yield aws
+    assert sorted(aws.inventory()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "reasons"),
+    [
+        ({"snapstart": True}, {"python": "3.11"}, ["SnapStart is there from Python 3.12 on"]),
+        ({"snapstart": True}, {"python": "3.11", "min_instances": 1}, ["from Python 3.12 on", "that are kept warm"]),
+        ({"snapstart": True, "image_uri": IMAGE}, {}, ["image_uri names an image"]),
+        (
+            {"snapstart": True, "image_uri": IMAGE, "ephemeral_storage_mb": 1024},
+            {},
+            ["image_uri names an image", "has 1,024 MB as ephemeral_storage_mb says"],
+        ),
+        ({}, {"environment": {"AWS_REGION": "x", "MINE": "1"}}, ["'AWS_REGION' is Lambda's own"]),
+        ({}, {"environment": {"_MINE": "x"}}, ["'_MINE': on Lambda names"]),
+        ({}, {"environment": {"A": "x"}}, ["'A': on Lambda names"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_go_together_is_in_the_plan_and_stops_a_deploy(untouched, options, asked, reasons):
+    how = {"name": NAME, "provider": "aws", "options": {**untouched.options, **options}, **asked}
+
+    planned = polyserve.plan(times(2), **how)
+    with pytest.raises(PlanRefused, match="nothing was changed") as caught:
+        polyserve.deploy(times(2), **how)
+
+    assert caught.value.refusals == planned.refusals
+    assert planned.steps == ()
+    assert len(planned.refusals) == len(reasons)
+    for reason, refusal in zip(reasons, planned.refusals, strict=True):
+        assert reason in refusal
+        assert ": " in refusal
+
+
+def test_the_command_line_says_so_with_its_exit_code(untouched, monkeypatch):
+    for option, value in {**untouched.options, "snapstart": "true", "image_uri": IMAGE}.items():
+        monkeypatch.setenv(f"POLYSERVE_AWS_{option.upper()}", str(value))
+
+    told = CliRunner().invoke(
+        command, ["plan", str(times(2).root), "--name", NAME, "--provider", "aws", "--min", "1", "--json"]
+    )
+
+    assert told.exit_code == 2, told.output
+    refusals = json.loads(told.stdout)["refusals"]
+    assert [refusal.rpartition(": ")[2] for refusal in refusals] == ["leave out one", "leave out one"]
+
+
+def test_files_in_the_bucket_count_into_tmp(functions):
+    spec = replace(functions.spec(1), python="3.12")
+    small, large = (Artifact(bucket="b", key=f"m/{size}", sha256="1", size=size << 30) for size in (1, 11))
+    quick = AwsSettings(snapstart=True)
+
+    assert obstacles(spec, quick) == ()
+    assert obstacles(replace(spec, models=(small,)), AwsSettings()) == ()
+    (reason,) = obstacles(replace(spec, models=(small,)), quick)
+    assert "1,280 MB for the files of its model" in reason
+    (reason,) = obstacles(replace(spec, models=(large,)), AwsSettings())
+    assert "11,520 MB in /tmp and Lambda has 10,240 at most" in reason
+    (reason,) = obstacles(replace(spec, scaling=Scaling(min_instances=1)), quick)
+    assert "exclude each other" in reason
