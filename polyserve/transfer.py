@@ -98,16 +98,29 @@ def _digest_of(file: BinaryIO) -> str:
     """Return the sha256 of what is left of a seekable file, which stands again where it stood."""
     start = file.tell()
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
     readinto = getattr(file, "readinto", None)
-    if readinto is not None:
-        while count := readinto(buffer):
-            digest.update(buffer[:count])
-    else:
+    if readinto is None:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
+    else:
+        _digest_into(digest, readinto)
     file.seek(start)
     return digest.hexdigest()
+
+
+def _digest_into(digest: Any, readinto: Callable[[memoryview], int | None]) -> None:
+    """Hash what is read: one piece is hashed while the next one is read, where there is more than one."""
+    now, then = memoryview(bytearray(CHUNK_BYTES)), memoryview(bytearray(CHUNK_BYTES))
+    count = readinto(now) or 0
+    with ThreadPoolExecutor(1, "polyserve-digest") as hashing:
+        while count == CHUNK_BYTES:
+            hashed = hashing.submit(digest.update, now)
+            count = readinto(then) or 0
+            hashed.result()
+            now, then = then, now
+    while count:
+        digest.update(now[:count])
+        count = readinto(now) or 0
 
 
 def copy_digested(body: ObjectReader, file: BinaryIO) -> str:

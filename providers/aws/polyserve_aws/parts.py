@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from functools import partial
 from typing import Any, BinaryIO
 
 __all__ = ["PART_BYTES", "copy_in_parts", "read_part", "upload_in_parts"]
@@ -45,23 +46,21 @@ def upload_in_parts(
     started = s3.create_multipart_upload(**where, **what, ChecksumAlgorithm="CRC32")
     upload = {**where, "UploadId": started["UploadId"]}
 
-    def send(number: int, data: bytes) -> Part:
+    def send(number: int, data: bytes | bytearray) -> Part:
         answer = s3.upload_part(**upload, PartNumber=number, Body=data, ChecksumAlgorithm="CRC32")
         checksum = {"ChecksumCRC32": answer["ChecksumCRC32"]} if "ChecksumCRC32" in answer else {}
         return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
 
-    size = 0
+    size, number = 0, 0
 
-    def pieces() -> Any:
-        nonlocal size
-        number, data = 1, first
-        while data:
-            size += len(data)
-            yield lambda number=number, data=data: send(number, data)
-            data = read_part(body, PART_BYTES << number // _GROWTH)
-            number += 1
+    def take(memory: _Memory) -> Callable[[], Part] | None:
+        nonlocal size, number
+        data = memory.read(body, PART_BYTES << number // _GROWTH) if number else first
+        size += len(data)
+        number += 1
+        return partial(send, number, data) if data else None
 
-    return _finish(s3, upload, conditions, pieces()), size
+    return _finish(s3, upload, conditions, take), size
 
 
 def copy_in_parts(
@@ -81,28 +80,70 @@ def copy_in_parts(
         )
         return {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
 
-    starts = enumerate(range(0, size, COPIED_PART_BYTES), start=1)
-    return _finish(s3, upload, {}, (lambda n=n, s=s: send(n, s) for n, s in starts))
+    steps = (partial(send, *each) for each in enumerate(range(0, size, COPIED_PART_BYTES), start=1))
+    return _finish(s3, upload, {}, lambda _: next(steps, None))
 
 
-def _finish(s3: Any, upload: Mapping[str, Any], conditions: Mapping[str, str], pieces: Any) -> Mapping[str, Any]:
-    """Send the pieces, several at a time, and put them together."""
+class _Memory:
+    """What one thread reads into, again and again: the processor that sends a part has just read it."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def read(self, body: BinaryIO, size: int) -> bytearray:
+        """Read `size` bytes, or all that is left where that is less; good until the next call."""
+        readinto = getattr(body, "readinto", None)
+        if readinto is None:
+            return bytearray(read_part(body, size))
+        if len(self._memory) != size:
+            self._memory = bytearray(size)
+        done = 0
+        with memoryview(self._memory) as view:
+            while done < size and (count := readinto(view[done:])):
+                done += count
+        # Less than a part is the end.
+        del self._memory[done:]
+        return self._memory
+
+
+def _finish(
+    s3: Any,
+    upload: Mapping[str, Any],
+    conditions: Mapping[str, str],
+    take: Callable[[_Memory], Callable[[], Part] | None],
+) -> Mapping[str, Any]:
+    """Send the parts, several at a time, and put them together.
+
+    Args:
+        s3: The client.
+        upload: Bucket, key and id of the upload.
+        conditions: Decided by S3 in the end.
+        take: Gives what sends the next part, or `None` where there is none; called by one thread at a time.
+    """
     parts: list[Part] = []
-    waiting: deque[Future[Part]] = deque()
+    taking, ended = threading.Lock(), threading.Event()
+
+    def send() -> None:
+        memory = _Memory()
+        try:
+            while True:
+                with taking:
+                    step = None if ended.is_set() else take(memory)
+                if step is None:
+                    return
+                parts.append(step())
+        finally:
+            # Without a next part there is nothing left to take; where one failed, the others send no more than they have begun.
+            ended.set()
+
     try:
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="polyserve-s3") as pool:
             try:
-                each: Callable[[], Part]
-                for each in pieces:
-                    # No more of the body is in memory than is on its way.
-                    if len(waiting) == PARALLEL:
-                        parts.append(waiting.popleft().result())
-                    waiting.append(pool.submit(each))
-                parts += [future.result() for future in waiting]
-            except BaseException:
-                for future in waiting:
-                    future.cancel()
-                raise
+                for sent in as_completed([pool.submit(send) for _ in range(PARALLEL)]):
+                    sent.result()
+            finally:
+                ended.set()
+        parts.sort(key=lambda part: int(part["PartNumber"]))
         answer: Mapping[str, Any] = s3.complete_multipart_upload(
             **upload, **conditions, MultipartUpload={"Parts": parts}
         )

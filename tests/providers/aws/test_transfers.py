@@ -177,9 +177,16 @@ class _Breaks(io.BytesIO):
         return super().seek(offset, whence)
 
     def read(self, size: int | None = -1) -> bytes:
+        self._break()
+        return super().read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        self._break()
+        return super().readinto(buffer)
+
+    def _break(self) -> None:
         if self.again and self.tell() > 9 << 20:
             raise OSError("the disk is gone")
-        return super().read(size)
 
 
 @pytest.mark.parametrize("way", ["fast", "plain"])

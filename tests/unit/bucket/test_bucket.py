@@ -298,3 +298,17 @@ def test_objects_that_somebody_else_deletes_are_not_counted(provider):
 def test_the_native_client_comes_through(bucket, provider):
     assert bucket.unwrap(dict) is provider.buckets
     assert bucket.unwrap(str) is None
+
+
+@pytest.mark.parametrize("at_once", [1 << 20, (1 << 20) - 1, 700_000])
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 5 << 20, 5_300_001])
+def test_a_file_that_gives_less_than_is_asked_for_is_hashed_to_its_end(bucket, at_once, size):
+    class Slow(io.BytesIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:at_once])
+
+    content = bytes(range(251)) * (size // 251) + bytes(size % 251)
+
+    meta = bucket.put("k", Slow(content))
+
+    assert (meta.size, meta.metadata["sha256"]) == (size, hashlib.sha256(content).hexdigest())
