@@ -322,6 +322,10 @@ def receive(gateway: socket.socket) -> tuple[dict[str, Any], dict[str, socket.so
         descriptors += more
     config = json.loads(heard.partition(b"\n")[0])
     listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    for listener in listeners:
+        # A copy blocks as its original believes to, and that is a mode of the one socket that all processes share: were it blocking for a
+        # moment, another instance could stay within `accept`, its callers unanswered.
+        listener.setblocking(False)
     return config, dict(zip(config["listeners"], listeners, strict=True))
 
 
