@@ -3,7 +3,7 @@
 `Deployment` is the portable type that users hold; `rollout` brings new revisions, this module moves
 traffic between them, scales, reads logs and destroys. Every verb that changes something holds the record's
 lease, writes what should be, then makes the platform follow; so each can be killed anywhere and repeated.
-Knows no provider.
+What the provider's driver knows to be in the way is refused before the first write. Knows no provider.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from polyserve.errors import (
     translating,
 )
 from polyserve.group import GroupEndpoint
+from polyserve.obstacles import refuse_bounds, refuse_split
 from polyserve.records import DeploymentRecord, HistoryEntry, Ledger, Revision, leased, load
 from polyserve.rollout import Target, describe, wait_routed
 from polyserve.runtime.signature import Signature
@@ -204,8 +205,13 @@ class Deployment:
             NotFoundError: There is no such revision.
             FailedPreconditionError: A revision did not answer as its package does.
             UnsupportedError: The provider cannot split traffic.
+            PlanRefused: It can, and something is in the way of it for these revisions; nothing was changed.
             ConflictError: Somebody else is changing the deployment.
         """
+        sharing = {number for number, percent in weights.items() if percent}
+        if len(sharing) > 1:
+            # Revisions never change: nothing gets in their way between this and the lease.
+            refuse_split(self._target.provider, load(self._target.bucket, self.name)[0], sharing)
         with self._changing("traffic") as ledger:
             self._route(ledger, weights, action="traffic", revision=max(weights, default=0))
 
@@ -262,6 +268,7 @@ class Deployment:
         Raises:
             InvalidArgumentError: min is below 0, or max below 1 or below min.
             UnsupportedError: The provider cannot keep instances warm, or cannot cap them.
+            PlanRefused: It can, and something is in the way of it for what is deployed; nothing was changed.
             ConflictError: Somebody else is changing the deployment.
         """
         capabilities = self._target.provider.info.capabilities
@@ -272,23 +279,30 @@ class Deployment:
             if asked and capability not in capabilities:
                 message = f"{self._target.provider.info.title} cannot {what}: leave that bound out"
                 raise UnsupportedError(message, provider=self.provider, operation="scale", resource=self.name)
+        self._bounds(load(self._target.bucket, self.name)[0], min_instances, max_instances)
         with self._changing("scale") as ledger:
-            now = ledger.record.scaling
-            scaling = Scaling(
-                min_instances=now.min_instances if min_instances is None else min_instances,
-                max_instances=now.max_instances if max_instances is None else max_instances,
-            )
-            most, limit = scaling.max_instances, self._target.provider.info.limits.max_instances
-            if scaling.min_instances < 0 or (most is not None and most < max(1, scaling.min_instances)):
-                message = f"instances from {scaling.min_instances} to {most}: min must be at least 0, max at least 1 and not below min"
-                raise InvalidArgumentError(message, provider=self.provider, operation="scale", resource=self.name)
-            if limit is not None and max(most or 0, scaling.min_instances) > limit:
-                message = f"{max(most or 0, scaling.min_instances)} instances: {self._target.provider.info.title} takes at most {limit}"
-                raise InvalidArgumentError(message, provider=self.provider, operation="scale", resource=self.name)
+            # The bound that is left out is what somebody else may have made it meanwhile.
+            scaling = self._bounds(ledger.record, min_instances, max_instances)
             ledger.save(replace(ledger.record, scaling=scaling).noted("scale"))
             with translating(self._target.provider, "scale", self.name):
                 self._target.provider.functions.scale(self.name, scaling)
             return scaling
+
+    def _bounds(self, record: DeploymentRecord, min_instances: int | None, max_instances: int | None) -> Scaling:
+        """Return the bounds that a deployment is to have; refuse what it cannot have."""
+        info, now = self._target.provider.info, record.scaling
+        where: dict[str, Any] = {"provider": self.provider, "operation": "scale", "resource": self.name}
+        least = now.min_instances if min_instances is None else min_instances
+        most = now.max_instances if max_instances is None else max_instances
+        if least < 0 or (most is not None and most < max(1, least)):
+            message = f"instances from {least} to {most}: min must be at least 0, max at least 1 and not below min"
+            raise InvalidArgumentError(message, **where)
+        limit, asked = info.limits.max_instances, max(most or 0, least)
+        if limit is not None and asked > limit:
+            raise InvalidArgumentError(f"{asked} instances: {info.title} takes at most {limit}", **where)
+        scaling = Scaling(min_instances=least, max_instances=most)
+        refuse_bounds(self._target.provider, record, scaling)
+        return scaling
 
     def destroy(self) -> None:
         """Delete the deployment and all that was made for it: function, instances, bundles, logs, credentials, record.

@@ -481,8 +481,9 @@ class FunctionPlatform(Protocol):
     def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
         """Return what is in the way of this revision and known without asking anybody: settings that do not go together. Pure.
 
-        Each is a sentence with the value, the limit and the way out. `plan()` refuses them before anything is done; `apply` must refuse
-        the same by itself. `split` says that the revision is to share the traffic with another one.
+        Each is a sentence with the value, the limit and the way out. `plan()` refuses them before anything is done, and `scale` and
+        `traffic` of a deployment those that only `spec.scaling` or `split` bring about; `apply` must refuse the same by itself. `split`
+        says that the revision is to share the traffic with another one.
         """
         ...
 
@@ -624,8 +625,9 @@ class AppPlatform(Protocol):
     def obstacles(self, spec: FunctionSpec, *, split: bool = False) -> Sequence[str]:
         """Return what is in the way of this revision and known without asking anybody: settings that do not go together. Pure.
 
-        Each is a sentence with the value, the limit and the way out. `plan()` refuses them before anything is done; `put` must refuse
-        the same by itself. `split` says that the revision is to share the traffic with another one.
+        Each is a sentence with the value, the limit and the way out. `plan()` refuses them before anything is done, and `scale` and
+        `traffic` of a deployment those that only `spec.scaling` or `split` bring about; `put` must refuse the same by itself. `split`
+        says that the revision is to share the traffic with another one.
         """
         ...
 

@@ -2,7 +2,7 @@
 
     PolyserveError
      +-- InvalidArgumentError (ValueError)          a value the caller can correct
-     |    +-- PlanRefused                           a plan that cannot be carried out, with every reason
+     |    +-- PlanRefused                           what cannot be carried out, with every reason
      |    +-- PackageError                          something that is not, or cannot become, a model package
      |    +-- SettingsError                         a setting that does not validate
      +-- UnauthenticatedError (PermissionError)     no credential, or one that is not valid
@@ -87,14 +87,22 @@ class InvalidArgumentError(PolyserveError, ValueError):
 
 
 class PlanRefused(InvalidArgumentError):
-    """A plan that cannot be carried out. Nothing was changed.
+    """A plan, or a change to what is there, that cannot be carried out. Nothing was changed.
 
     Attributes:
         refusals: Every reason, each naming the value, the limit and the way out.
     """
 
-    def __init__(self, message: str, *, refusals: Sequence[str], provider: str = "", resource: str = "") -> None:
-        super().__init__(message, provider=provider, operation="plan", resource=resource)
+    def __init__(
+        self,
+        message: str,
+        *,
+        refusals: Sequence[str],
+        provider: str = "",
+        resource: str = "",
+        operation: str = "plan",
+    ) -> None:
+        super().__init__(message, provider=provider, operation=operation, resource=resource)
         self.refusals = tuple(refusals)
 
 

@@ -31,12 +31,12 @@ from polyserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     NotFoundError,
-    PlanRefused,
     PolyserveError,
     VerificationError,
     translating,
 )
 from polyserve.model import ModelPackage
+from polyserve.obstacles import refused
 from polyserve.planner import Desired, Observed, Plan, StepKind, failed, matching_revision, missing_models, plan
 from polyserve.records import DeploymentRecord, Ledger, Revision, leased, load
 from polyserve.runtime.signature import Signature
@@ -102,9 +102,7 @@ def refuse(planned: Plan) -> None:
         PlanRefused: With every reason.
     """
     if planned.refusals:
-        lines = "".join(f"\n  - {reason}" for reason in planned.refusals)
-        message = f"deploy {planned.name!r} was refused for {planned.provider}; nothing was changed:{lines}"
-        raise PlanRefused(message, refusals=planned.refusals, provider=planned.provider, resource=planned.name)
+        raise refused("deploy", planned.name, planned.provider, planned.refusals)
 
 
 def roll_out(

@@ -20,7 +20,7 @@ from polyserve_aws.http_api import ANSWERED_S, HttpApi
 from polyserve_aws.logs import Logs
 from polyserve_aws.names import MAX_TAG, MIN_TAG, PREFIX, REMOVED_TAG, Mark, function_name, payload_prefix
 from polyserve_aws.observing import Observed, observe, versions_of
-from polyserve_aws.obstacles import NEVER_WARM, obstacles, storage_mb
+from polyserve_aws.obstacles import never_warm, obstacles, storage_mb
 from polyserve_aws.settings import AwsSettings
 from polyserve_aws.traffic import Traffic
 
@@ -230,8 +230,8 @@ class LambdaPlatform:
 
     def scale(self, name: str, scaling: Scaling) -> None:
         """Reserve concurrency, and provision it on the alias once there is one."""
-        if scaling.min_instances and self._settings.snapstart:
-            raise UnsupportedOperationError(NEVER_WARM)
+        if told := never_warm(scaling, self._settings):
+            raise UnsupportedOperationError(told)
         self._traffic.scale(self._observe(name), scaling)
 
     def logs(self, name: str, *, since: datetime | None) -> Iterator[LogEvent]:

@@ -6,16 +6,15 @@ import math
 import re
 from collections.abc import Iterator
 
-from polyserve.driver import FunctionSpec
+from polyserve.driver import FunctionSpec, Scaling
 from polyserve_aws.settings import AwsSettings
 
-__all__ = ["NEVER_WARM", "obstacles", "storage_mb"]
+__all__ = ["never_warm", "obstacles", "storage_mb"]
 
 STORAGE_MB = (512, 10_240)
 """Smallest and largest `/tmp`: Lambda's quotas, 2026-11."""
 SPARE_STORAGE_MB = 256
 """Kept free in `/tmp` beside the files of a model: the rest of the package is copied there, too."""
-NEVER_WARM = "SnapStart and instances that are kept warm exclude each other: leave out one"
 _RESERVED = """
 _HANDLER _X_AMZN_TRACE_ID AWS_ACCESS_KEY AWS_ACCESS_KEY_ID AWS_DEFAULT_REGION AWS_EXECUTION_ENV AWS_LAMBDA_FUNCTION_MEMORY_SIZE
 AWS_LAMBDA_FUNCTION_NAME AWS_LAMBDA_FUNCTION_VERSION AWS_LAMBDA_INITIALIZATION_TYPE AWS_LAMBDA_LOG_GROUP_NAME
@@ -35,6 +34,14 @@ def storage_mb(spec: FunctionSpec, settings: AwsSettings) -> int:
     """Return the size of `/tmp` that a function needs: what was asked for, or more where its model stays in the bucket."""
     needed = math.ceil(sum(model.size for model in spec.models) / (1 << 20))
     return max(settings.ephemeral_storage_mb, needed + SPARE_STORAGE_MB if needed else 0)
+
+
+def never_warm(scaling: Scaling, settings: AwsSettings) -> str | None:
+    """Return why these bounds cannot be, or `None`."""
+    least = scaling.min_instances
+    if not (least and settings.snapstart):
+        return None
+    return f"min_instances is {least}, and SnapStart and instances that are kept warm exclude each other: leave out one"
 
 
 def _of_variables(spec: FunctionSpec) -> Iterator[str]:
@@ -62,8 +69,8 @@ def _of_snapstart(spec: FunctionSpec, settings: AwsSettings) -> Iterator[str]:
             f"SnapStart is there from Python 3.12 on, and the functions run under {spec.python}: package the model under a later "
             "Python, or leave out snapstart"
         )
-    if spec.scaling.min_instances:
-        yield NEVER_WARM
+    if told := never_warm(spec.scaling, settings):
+        yield told
     size, least = storage_mb(spec, settings), STORAGE_MB[0]
     if size > least:
         asked = size == settings.ephemeral_storage_mb

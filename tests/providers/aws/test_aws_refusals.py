@@ -1,4 +1,4 @@
-"""What Lambda cannot be asked for is refused by the plan, in the driver's own words: nothing is made and nothing uploaded."""
+"""What Lambda cannot be asked for is refused in the driver's own words: nothing is made, nothing uploaded, nothing written down."""
 
 from __future__ import annotations
 
@@ -72,6 +72,28 @@ def test_the_command_line_says_so_with_its_exit_code(untouched, monkeypatch):
     assert told.exit_code == 2, told.output
     refusals = json.loads(told.stdout)["refusals"]
     assert [refusal.rpartition(": ")[2] for refusal in refusals] == ["leave out one", "leave out one"]
+
+
+def test_bounds_that_cannot_be_are_refused_before_the_record_or_the_function_has_them(untouched, monkeypatch):
+    for option, value in untouched.options.items():
+        monkeypatch.setenv(f"POLYSERVE_AWS_{option.upper()}", str(value))
+    with polyserve.deploy(times(2), name=NAME, provider="aws") as deployed:
+        before = deployed.status()
+        reason = "min_instances is 2, and SnapStart and instances that are kept warm exclude each other: leave out one"
+        monkeypatch.setenv("POLYSERVE_AWS_SNAPSTART", "true")
+
+        with polyserve.connect(NAME, provider="aws") as found:
+            with pytest.raises(PlanRefused, match="scale 'refused-by-the-plan' was refused for aws; nothing") as caught:
+                found.scale(min_instances=2)
+            assert found.status() == before
+            # Whatever else there is to say of SnapStart was said when it was deployed.
+            assert found.scale(max_instances=2) == Scaling(max_instances=2)
+        told = CliRunner().invoke(command, ["scale", NAME, "--provider", "aws", "--min", "2"])
+
+        assert caught.value.refusals == (reason,)
+        assert told.exit_code == caught.value.exit_code == 2, told.output
+        assert reason in " ".join(told.stderr.split())
+        deployed.destroy()
 
 
 def test_files_in_the_bucket_count_into_tmp(functions):

@@ -1,12 +1,19 @@
-"""What Google Cloud cannot be asked for is refused by the plan, in the driver's own words: nothing is made and nothing uploaded."""
+"""What Google Cloud cannot be asked for is refused in the driver's own words: nothing is made, nothing uploaded, nothing written down."""
 
 from __future__ import annotations
 
 import pytest
 
 import polyserve
+from polyserve.bucket import Bucket
+from polyserve.deployment import Deployment
 from polyserve.errors import PlanRefused
+from polyserve.layers.fronting import fronted
+from polyserve.layers.retrying import retrying
+from polyserve.rollout import Target
 from polyserve.testing.packages import times
+from polyserve_gcp.provider import provider
+from polyserve_gcp.settings import GcpSettings
 
 NAME = "refused-by-the-plan"
 INSIDE = {"ingress": "internal"}
@@ -86,3 +93,27 @@ def test_a_deploy_without_a_canary_is_none_of_that(untouched):
     how = {"name": NAME, "provider": "gcp", "options": {**untouched.options, **INSIDE}}
 
     assert polyserve.plan(times(2), **how).refusals == ()
+
+
+def test_a_split_between_functions_that_cannot_reach_each_other_is_refused_before_the_record_has_it(
+    untouched, monkeypatch
+):
+    how = {"name": NAME, "provider": "gcp", "options": untouched.options}
+    polyserve.deploy(times(2), **how).close()
+    with polyserve.deploy(times(3), **how) as deployed:
+        before = deployed.status()
+        # The same, by somebody whose settings are other ones.
+        settings = GcpSettings(**{**untouched.options, **INSIDE})
+        cloud = retrying(fronted(provider(settings)))
+        inside = Deployment(Target(provider=cloud, bucket=Bucket(cloud, deployed.target.bucket.name)), deployed.record)
+
+        with (
+            inside,
+            pytest.raises(PlanRefused, match="traffic 'refused-by-the-plan' was refused for gcp; nothing") as caught,
+        ):
+            inside.traffic({1: 90, 2: 10})
+
+        (reason,) = caught.value.refusals
+        assert "ingress is 'internal', and functions reach each other through the VPC only: set vpc_connector" in reason
+        assert deployed.status() == before
+        deployed.destroy()
