@@ -32,7 +32,7 @@ class RetryPolicy:
     Attributes:
         attempts: Calls in all, the first one included.
         timeout: When to give up, counted from the first failure.
-        first_wait: Longest wait before the second call; doubles from call to call, with jitter.
+        first_wait: Longest wait before the second call; doubles from call to call, with jitter where the call was lost.
         longest_wait: Longest wait between two calls, unless the service asks for more.
         busy: How long a change is asked for again, as often as it takes, while the service is at another and says when to ask again.
             A function is built anew in minutes, where a call that was lost is repeated in seconds.
@@ -105,9 +105,10 @@ class Caller:
         """Return a change that waits while the service is at another: it was heard, so that is none of the attempts."""
         policy = self._policy
         until: float | None = None
+        growing = policy.first_wait
 
         def attempt() -> T:
-            nonlocal until
+            nonlocal until, growing
             while True:
                 try:
                     return function()
@@ -115,7 +116,9 @@ class Caller:
                     asked = self._asked(error)
                     if asked is None or self.code(error) is not ErrorCode.UNAVAILABLE:
                         raise
-                    now, wait = time.monotonic(), max(asked, policy.first_wait).total_seconds()
+                    # Some changes take moments and some take minutes, and hardly any service says which.
+                    now, wait = time.monotonic(), max(asked, growing).total_seconds()
+                    growing = min(2 * growing, policy.longest_wait)
                     until = now + policy.busy.total_seconds() if until is None else until
                     if now + wait > until:
                         raise

@@ -156,8 +156,8 @@ CODES: Mapping[str, ErrorCode] = {
 }
 """By the name that the service gives; S3's answers to HEAD have no body, so there the HTTP status stands for it."""
 
-BUSY_WAIT = timedelta(seconds=0.5)
-"""When to ask again where a function is being changed, which nobody says: most changes take Lambda a second or two."""
+BUSY_WAIT = timedelta(seconds=0.2)
+"""When to ask again at the earliest where a function is being changed, which nobody says."""
 
 # What Lambda says of a role, or of the policy in it, that was made a moment ago and is not known everywhere yet.
 _NEW_ROLE = re.compile(r"cannot be assumed by Lambda|execution role does not have permissions", re.I)

@@ -26,8 +26,8 @@ __all__ = [
     "retry_after",
 ]
 
-BUSY_WAIT = timedelta(seconds=2)
-"""When to ask again where a resource is at another change and the service does not say."""
+BUSY_WAIT = timedelta(seconds=0.2)
+"""When to ask again at the earliest where a resource is at another change and the service does not say."""
 
 
 class ServiceError(Exception):

@@ -29,8 +29,8 @@ __all__ = [
     "seconds_of",
 ]
 
-BUSY_WAIT = timedelta(seconds=2)
-"""When to ask again where a resource is at another change, which Google's answer does not say."""
+BUSY_WAIT = timedelta(seconds=0.2)
+"""When to ask again at the earliest where a resource is at another change, which Google's answer does not say."""
 
 
 class ServiceError(Exception):

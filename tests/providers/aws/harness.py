@@ -252,7 +252,7 @@ def _service_cases() -> list[ErrorCase]:
                 409,
             ),
             code=ErrorCode.UNAVAILABLE,
-            retry_after=timedelta(seconds=0.5),
+            retry_after=timedelta(seconds=0.2),
         ),
         ErrorCase(
             name="another conflict",

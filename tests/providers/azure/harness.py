@@ -385,7 +385,7 @@ _SERVICE = {
 
 def _busy(status: int, code: ErrorCode) -> timedelta | None:
     """Return how long is waited for a resource that is at another change."""
-    return timedelta(seconds=2) if (status, code) == (409, ErrorCode.UNAVAILABLE) else None
+    return timedelta(seconds=0.2) if (status, code) == (409, ErrorCode.UNAVAILABLE) else None
 
 
 def _service_cases() -> list[ErrorCase]:

@@ -280,7 +280,7 @@ def _service_cases() -> Iterator[ErrorCase]:
                 name=f"{status} {name or message}",
                 error=ServiceError(status, name, message),
                 code=code,
-                retry_after=timedelta(seconds=2) if busy else None,
+                retry_after=timedelta(seconds=0.2) if busy else None,
             )
 
 

@@ -200,6 +200,16 @@ def test_a_change_waits_until_the_function_is_done_with_another(provider, clock,
     assert clock == [30.0] * 19 + [0.0] + [30.0]
 
 
+def test_a_change_is_asked_for_less_and_less_often_while_the_function_stays_busy(provider, clock):
+    policy = RetryPolicy(first_wait=timedelta(milliseconds=100), longest_wait=timedelta(seconds=2))
+    busy = MemoryFault(ErrorCode.UNAVAILABLE, "another change is under way", retry_after=timedelta(seconds=0.3))
+    provider.__dict__["functions"] = Platform(*[busy] * 7, "answer")
+
+    retrying(provider, policy).functions.scale("iris", Scaling())
+
+    assert clock == [0.3, 0.3, 0.4, 0.8, 1.6, 2.0, 2.0]
+
+
 @pytest.mark.parametrize(("verb", "arguments"), CHANGES)
 def test_a_function_that_is_busy_for_ever_is_given_up(provider, clock, verb, arguments):
     functions, _ = platform(provider, *[BUSY] * 100)
