@@ -53,7 +53,7 @@ class Environment:
             if spec is None or spec.submodule_search_locations is None:
                 return None
             name = f"{name}.{part}"
-            spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+            spec = _inside(name, list(spec.submodule_search_locations))
         return spec
 
     def is_standard(self, module: str) -> bool:
@@ -142,6 +142,14 @@ def _top_level(name: str) -> ModuleSpec | None:
     except (ValueError, ImportError):
         # A module that somebody put together by hand has no spec.
         return None
+
+
+def _inside(name: str, places: list[str]) -> ModuleSpec | None:
+    try:
+        return PathFinder.find_spec(name, places)
+    except KeyError:
+        # A namespace inside another one asks that where to look, as a module that was imported. Without a parent it asks nobody.
+        return PathFinder.find_spec(name.rpartition(".")[2], places)
 
 
 def _place(spec: ModuleSpec | None) -> str:

@@ -1,6 +1,7 @@
 """Which distribution a module was installed with."""
 
 import importlib
+import sys
 from importlib.metadata import packages_distributions
 
 import pytest
@@ -66,6 +67,20 @@ def test_a_namespace_that_two_share_belongs_to_whoever_has_the_file(installed):
 
     assert environment.owner("shared_by_two.first") == "first-half"
     assert environment.owner("shared_by_two.second") == "second-half"
+
+
+def test_a_namespace_inside_another_is_found_though_neither_was_imported(installed):
+    installed("first-deep", ["outer_of_two/inner/first/__init__.py", "outer_of_two/inner/first/own.py"])
+    installed("second-deep", ["outer_of_two/inner/deepest/second.py"])
+
+    environment = Environment()
+
+    assert environment.find("outer_of_two.inner.first.own").origin.endswith("own.py")
+    assert environment.owner("outer_of_two.inner.first") == "first-deep"
+    assert environment.owner("outer_of_two.inner.deepest.second") == "second-deep"
+    assert environment.find("outer_of_two.inner.first.not_there") is None
+    assert environment.find("outer_of_two.not_there.first") is None
+    assert not any(name.startswith("outer_of_two") for name in sys.modules)
 
 
 def test_what_is_declared_counts_more_than_the_files(installed):
