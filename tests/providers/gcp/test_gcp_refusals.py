@@ -26,15 +26,6 @@ def harness(harness_of):
     return harness_of("gcp")
 
 
-@pytest.fixture
-def untouched(harness, monkeypatch):
-    """See that nothing is there in the end that was not there before."""
-    monkeypatch.setenv("POLYSERVE_BUCKET", "contract-of-the-refusals")
-    before = sorted(harness.inventory())
-    yield harness
-    assert sorted(harness.inventory()) == before
-
-
 def planned_and_refused(harness, options, **asked):
     """Return the refusals of a plan, once a deploy was refused for the same."""
     how = {"name": NAME, "provider": "gcp", "options": {**harness.options, **options}, **asked}
