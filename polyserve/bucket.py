@@ -15,12 +15,12 @@ from __future__ import annotations
 import builtins
 import hashlib
 import os
+import random
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import BinaryIO, Literal, TypeVar, cast, overload
+from typing import BinaryIO, Literal, TypeVar, overload
 
 from polyserve import registry
 from polyserve.driver import Capability, ObjectMeta, ObjectStore, Provider, PutAttributes
@@ -193,19 +193,20 @@ class Bucket:
         if not os.path.isdir(directory or "."):
             message = f"download {key!r} to {target!r} failed: the directory does not exist, make it first"
             raise NotFoundError(message, provider=self.provider, operation="download", resource=key)
-        temporary = os.path.join(directory, f".{name[:100]}.{secrets.token_hex(6)}.part")
+        temporary = os.path.join(directory, f".{name[:100]}.{random.getrandbits(48):012x}.part")
         try:
             with self.open(key) as body, open(temporary, "wb", buffering=0) as file:
-                digest = copy_digested(body, cast("BinaryIO", file))
-                if file.tell() != body.meta.size:
-                    raise self._damaged("download", key, f"{body.meta.size} bytes were expected and {file.tell()} came")
-                self._check_digest("download", body.meta, lambda: digest)
+                size, digest = copy_digested(body, file)
+            meta = body.meta
+            if size != meta.size:
+                raise self._damaged("download", key, f"{meta.size} bytes were expected and {size} came")
+            self._check_digest("download", meta, lambda: digest)
             os.replace(temporary, target)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
-        return body.meta
+        return meta
 
     def head(self, key: str) -> ObjectMeta:
         """Describe an object without reading it.

@@ -46,15 +46,19 @@ def readable(data: Any, refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
     if isinstance(data, bytes | bytearray | memoryview):
         yield io.BytesIO(data), hashlib.sha256(data).hexdigest()
     elif isinstance(data, os.PathLike):
-        with _opened(data, refuse) as file:
-            before = os.fstat(file.fileno())
+        with _opened(data, refuse) as raw:
+            before = os.fstat(raw.fileno())
             if before.st_size <= _SMALL_BYTES:
                 # Read once: what is sent is what the digest is of, whatever becomes of the file.
-                content = file.read()
+                content = raw.read(before.st_size + 1) or b""
+                if len(content) != before.st_size:
+                    # It changes just now, or is of those that do not tell their size.
+                    content += raw.read() or b""
                 yield io.BytesIO(content), hashlib.sha256(content).hexdigest()
                 return
+            file = io.BufferedReader(raw)
             yield file, _digest_of(file)
-            after = os.fstat(file.fileno())
+            after = os.fstat(raw.fileno())
         # The digest is sent ahead of the content, so a file that grows between the two would be stored under a wrong one.
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise refuse(f"{os.fspath(data)!r} changed while it was read, so what was stored is damaged: put it again")
@@ -74,9 +78,10 @@ def readable(data: Any, refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
         raise refuse(f"the data is {what} ({type(data).__name__})")
 
 
-def _opened(path: os.PathLike[str], refuse: Refuse) -> BinaryIO:
+def _opened(path: os.PathLike[str], refuse: Refuse) -> io.FileIO:
     try:
-        return open(path, "rb")
+        # Of a small file, what a buffer asks the system for takes longer than reading it.
+        return open(path, "rb", buffering=0)
     except OSError as error:
         raise refuse(f"{os.fspath(path)!r} cannot be read: {error.strerror}") from error
 
@@ -123,23 +128,26 @@ def _digest_into(digest: Any, readinto: Callable[[memoryview], int | None]) -> N
         count = readinto(now) or 0
 
 
-def copy_digested(body: ObjectReader, file: BinaryIO) -> str:
-    """Copy what is read to a file and return its sha256. Of what is large, one piece is hashed and written while the next ones come.
+def copy_digested(body: ObjectReader, file: io.FileIO) -> tuple[int, str]:
+    """Copy what is read to a file. Of what is large, one piece is hashed and written while the next ones come.
 
     Args:
         body: What is read.
-        file: An unbuffered file.
+        file: Where it goes.
+
+    Returns:
+        The size and the sha256 of what was copied.
     """
     if body.meta.size <= _SMALL_BYTES:
         content = body.read()
-        _write(file, memoryview(content))
-        return hashlib.sha256(content).hexdigest()
+        _write(file, content)
+        return len(content), hashlib.sha256(content).hexdigest()
     digest = hashlib.sha256()
     if body.meta.size <= _OVERLAPPED_FROM:
         for piece in body.pieces():
             digest.update(piece)
             _write(file, piece)
-        return digest.hexdigest()
+        return file.tell(), digest.hexdigest()
     # One worker each: pieces are taken in their order. Hashing takes about as long as writing, and as reading.
     with ThreadPoolExecutor(1, "polyserve-digest") as hashing, ThreadPoolExecutor(1, "polyserve-write") as writing:
         waiting: deque[tuple[Future[None], Future[None]]] = deque()
@@ -151,13 +159,13 @@ def copy_digested(body: ObjectReader, file: BinaryIO) -> str:
         for both in waiting:
             for done in both:
                 done.result()
-    return digest.hexdigest()
+    return file.tell(), digest.hexdigest()
 
 
-def _write(file: BinaryIO, piece: memoryview) -> None:
-    written = 0
+def _write(file: io.FileIO, piece: bytes | memoryview) -> None:
+    written = file.write(piece) or 0
     while written < len(piece):
-        written += file.write(piece[written:]) or 0
+        written += file.write(memoryview(piece)[written:]) or 0
 
 
 class ObjectReader(io.RawIOBase):

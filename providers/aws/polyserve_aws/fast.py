@@ -25,7 +25,7 @@ from polyserve.driver import ErrorCode, PutAttributes
 from polyserve_aws.clients import CONNECTIONS, Clients, is_private
 from polyserve_aws.errors import classify, explain_refusal
 from polyserve_aws.parts import PARALLEL, PART_BYTES, read_part
-from polyserve_aws.pieces import PiecedContent
+from polyserve_aws.pieces import NOTHING, PiecedContent
 from polyserve_aws.settings import AwsSettings
 
 if TYPE_CHECKING:
@@ -311,4 +311,4 @@ class FastContent(PiecedContent):
         """Give up what has not come yet."""
         if not self.closed:
             super().close()
-            self._chunks, self._piece, self._small = None, memoryview(b""), False
+            self._chunks, self._piece, self._small = None, NOTHING, False

@@ -46,8 +46,11 @@ def encode_key(key: str) -> str:
 
 
 def _encode(key: str) -> str:
-    if "." in key:
+    # Nearly every key stays as it is.
+    if key.startswith(".") or "/." in key:
         key = _DOT.sub(r"\1.~", key)
+    if " " not in key and key.isprintable():
+        return key
     return _SPECIAL.sub(lambda found: "  ~" if found[0] == " " else f"  {chr(ord(found[0]) + 0x40)}", key)
 
 

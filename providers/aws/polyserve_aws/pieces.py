@@ -7,14 +7,17 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["PiecedContent"]
+__all__ = ["NOTHING", "PiecedContent"]
+
+NOTHING = memoryview(b"")
+"""A piece that is used up."""
 
 
 class PiecedContent(io.RawIOBase):
     """A content that comes piece by piece, and is read as it comes."""
 
     def __init__(self) -> None:
-        self._piece = memoryview(b"")
+        self._piece = NOTHING
 
     @abstractmethod
     def _next(self) -> memoryview | None:
@@ -36,7 +39,7 @@ class PiecedContent(io.RawIOBase):
     def pieces(self) -> Iterator[memoryview]:
         """Yield what is left as it comes, without a copy."""
         while self._more():
-            piece, self._piece = self._piece, memoryview(b"")
+            piece, self._piece = self._piece, NOTHING
             yield piece
 
     def read(self, size: int | None = -1) -> bytes:

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 from polyserve_aws.parts import PARALLEL, PART_BYTES
-from polyserve_aws.pieces import PiecedContent
+from polyserve_aws.pieces import NOTHING, PiecedContent
 
 __all__ = ["QUICK", "RANGE_BYTES", "RangedContent"]
 
@@ -78,7 +78,7 @@ class RangedContent(PiecedContent):
             self._stream.close()
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
-            self._pieces, self._piece = iter(()), memoryview(b"")
+            self._pieces, self._piece = iter(()), NOTHING
 
 
 def _pieces(stream: BinaryIO) -> Iterator[memoryview]:

@@ -61,17 +61,17 @@ class S3Store:
     def put(self, key: str, body: BinaryIO, *, attrs: PutAttributes) -> ObjectMeta:
         """Write an object, in one request where it fits one part."""
         name = encode_key(key)
-        where = {"Bucket": self._bucket, "Key": name}
-        what = {"ContentType": attrs.content_type, "Metadata": dict(attrs.metadata), **self._encryption}
         first = read_part(body, PART_BYTES)
+        size = len(first)
+        answer: Mapping[str, Any]
         try:
-            if len(first) < PART_BYTES:
-                size = len(first)
+            if size < PART_BYTES:
                 etag = self._fast.put(name, first, attrs)
-                answer = {"ETag": etag} if etag else self._put(where, what, attrs, first)
+                answer = {"ETag": etag} if etag else self._put(name, first, attrs)
             elif done := self._fast.put_in_parts(name, first, body, attrs):
                 answer, size = {"ETag": done[0]}, done[1]
             else:
+                where, what = self._described(name, attrs)
                 answer, size = upload_in_parts(self._s3, where, what, conditions_of(attrs), first=first, body=body)
         except ClientError as error:
             if attrs.if_match is not None and code_of(error) in {"NoSuchKey", "404"}:
@@ -88,13 +88,17 @@ class S3Store:
             version=_version(answer["ETag"]),
         )
 
-    def _put(
-        self, where: Mapping[str, str], what: Mapping[str, Any], attrs: PutAttributes, body: bytes
-    ) -> Mapping[str, Any]:
+    def _put(self, name: str, body: bytes, attrs: PutAttributes) -> Mapping[str, Any]:
+        where, what = self._described(name, attrs)
         answer: Mapping[str, Any] = self._s3.put_object(
             **where, **what, **conditions_of(attrs), **_checksum_of(attrs.metadata), Body=body
         )
         return answer
+
+    def _described(self, name: str, attrs: PutAttributes) -> tuple[dict[str, str], dict[str, Any]]:
+        """Return where an object goes, and what it is."""
+        what = {"ContentType": attrs.content_type, "Metadata": dict(attrs.metadata), **self._encryption}
+        return {"Bucket": self._bucket, "Key": name}, what
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> tuple[ObjectMeta, BinaryIO]:
         """Open an object. What is read is one version of it: where a large one is written meanwhile, reading fails with CONFLICT."""
@@ -337,16 +341,16 @@ def _meta(key: str, answer: Mapping[str, Any], size: int) -> ObjectMeta:
 
 
 def _fast_meta(key: str, found: GetResult) -> ObjectMeta:
-    about = dict(found.attributes)
-    content_type = about.get("Content-Type", "binary/octet-stream")
+    # Each of the two makes a dictionary whenever it is asked for.
+    about, meta = found.attributes, found.meta
     return ObjectMeta(
         key=key,
-        size=found.meta["size"],
-        modified_at=found.meta["last_modified"],
-        content_type=str(content_type),
+        size=meta["size"],
+        modified_at=meta["last_modified"],
+        content_type=str(about.get("Content-Type", "binary/octet-stream")),
         # Those of HTTP, such as `Cache-Control`, are the only ones that begin with a capital.
         metadata={name: str(value) for name, value in about.items() if name[:1].islower()},
-        version=_version(found.meta["e_tag"] or ""),
+        version=_version(meta["e_tag"] or ""),
     )
 
 
