@@ -195,6 +195,7 @@ class Bucket:
             raise NotFoundError(message, provider=self.provider, operation="download", resource=key)
         temporary = os.path.join(directory, f".{name[:100]}.{random.getrandbits(48):012x}.part")
         try:
+            # The file is made while the content is on its way.
             with self.open(key) as body, open(temporary, "wb", buffering=0) as file:
                 size, digest = copy_digested(body, file)
             meta = body.meta

@@ -26,8 +26,8 @@ repeated, DEADLINE_EXCEEDED.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import ClassVar
 
@@ -227,8 +227,34 @@ def error_for(code: ErrorCode) -> type[PolyserveError]:
     return _BY_CODE.get(code, PolyserveError)
 
 
-@contextmanager
-def translating(provider: Provider, operation: str, resource: str) -> Iterator[None]:
+class _Translation:
+    """The block of a `with` statement whose errors are wrapped. Written out, because every call to a provider is in one."""
+
+    __slots__ = ("_operation", "_provider", "_resource")
+
+    def __init__(self, provider: Provider, operation: str, resource: str) -> None:
+        self._provider = provider
+        self._operation = operation
+        self._resource = resource
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, PolyserveError):
+            return
+        name = self._provider.info.name
+        reason = str(error) or type(error).__name__
+        raise error_for(self._provider.classify(error))(
+            f"{self._operation} {self._resource!r} failed on {name}: {reason}",
+            provider=name,
+            operation=self._operation,
+            resource=self._resource,
+            retry_after=self._provider.retry_after(error),
+        ) from error
+
+
+def translating(provider: Provider, operation: str, resource: str) -> AbstractContextManager[None]:
     """Wrap what a driver raises, once: the only place where a provider's error becomes one of ours.
 
     Errors of ours pass through, and so do KeyboardInterrupt and its like.
@@ -236,17 +262,4 @@ def translating(provider: Provider, operation: str, resource: str) -> Iterator[N
     Raises:
         PolyserveError: Of the class that `provider.classify` names, with the driver's error as its cause.
     """
-    try:
-        yield
-    except PolyserveError:
-        raise
-    except Exception as error:
-        name = provider.info.name
-        reason = str(error) or type(error).__name__
-        raise error_for(provider.classify(error))(
-            f"{operation} {resource!r} failed on {name}: {reason}",
-            provider=name,
-            operation=operation,
-            resource=resource,
-            retry_after=provider.retry_after(error),
-        ) from error
+    return _Translation(provider, operation, resource)

@@ -12,7 +12,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO, cast
 
 from polyserve.driver import ObjectMeta, Provider
@@ -32,8 +32,7 @@ _AHEAD = 8
 Refuse = Callable[[str], InvalidArgumentError]
 
 
-@contextmanager
-def readable(data: Any, refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
+def readable(data: Any, refuse: Refuse) -> AbstractContextManager[tuple[BinaryIO, str]]:
     """Give data as a seekable file with the sha256 of what is left of it, and close what was opened here.
 
     Args:
@@ -44,38 +43,44 @@ def readable(data: Any, refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
         InvalidArgumentError: The data is not bytes, cannot be read, or is a file that changed meanwhile.
     """
     if isinstance(data, bytes | bytearray | memoryview):
-        yield io.BytesIO(data), hashlib.sha256(data).hexdigest()
-    elif isinstance(data, os.PathLike):
-        with _opened(data, refuse) as raw:
-            before = os.fstat(raw.fileno())
-            if before.st_size <= _SMALL_BYTES:
+        return _in_memory(data)
+    if isinstance(data, os.PathLike):
+        with _opened(data, refuse) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _SMALL_BYTES:
                 # Read once: what is sent is what the digest is of, whatever becomes of the file.
-                content = raw.read(before.st_size + 1) or b""
-                if len(content) != before.st_size:
+                content = file.read(size + 1) or b""
+                if len(content) != size:
                     # It changes just now, or is of those that do not tell their size.
-                    content += raw.read() or b""
-                yield io.BytesIO(content), hashlib.sha256(content).hexdigest()
-                return
-            file = io.BufferedReader(raw)
-            yield file, _digest_of(file)
-            after = os.fstat(raw.fileno())
-        # The digest is sent ahead of the content, so a file that grows between the two would be stored under a wrong one.
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise refuse(f"{os.fspath(data)!r} changed while it was read, so what was stored is damaged: put it again")
-    elif hasattr(data, "read"):
+                    content += file.read() or b""
+                return _in_memory(content)
+        return _unchanged(data, refuse)
+    if hasattr(data, "read"):
         if isinstance(data, io.TextIOBase):
             raise refuse("the file is open as text: open it with mode 'rb'")
         if data.seekable():
-            yield data, _digest_of(data)
-        else:
-            with _spooled(iter(lambda: data.read(CHUNK_BYTES), b""), refuse) as spooled:
-                yield spooled
-    elif isinstance(data, Iterable) and not isinstance(data, str):
-        with _spooled(data, refuse) as spooled:
-            yield spooled
-    else:
-        what = "text: encode it, or pass pathlib.Path(...) for a file" if isinstance(data, str) else "not bytes"
-        raise refuse(f"the data is {what} ({type(data).__name__})")
+            return nullcontext((data, _digest_of(data)))
+        return _spooled(iter(lambda: data.read(CHUNK_BYTES), b""), refuse)
+    if isinstance(data, Iterable) and not isinstance(data, str):
+        return _spooled(data, refuse)
+    what = "text: encode it, or pass pathlib.Path(...) for a file" if isinstance(data, str) else "not bytes"
+    raise refuse(f"the data is {what} ({type(data).__name__})")
+
+
+def _in_memory(content: bytes | bytearray | memoryview) -> AbstractContextManager[tuple[BinaryIO, str]]:
+    return nullcontext((io.BytesIO(content), hashlib.sha256(content).hexdigest()))
+
+
+@contextmanager
+def _unchanged(path: os.PathLike[str], refuse: Refuse) -> Iterator[tuple[BinaryIO, str]]:
+    with _opened(path, refuse) as raw:
+        before = os.fstat(raw.fileno())
+        file = io.BufferedReader(raw)
+        yield file, _digest_of(file)
+        after = os.fstat(raw.fileno())
+    # The digest is sent ahead of the content, so a file that grows between the two would be stored under a wrong one.
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise refuse(f"{os.fspath(path)!r} changed while it was read, so what was stored is damaged: put it again")
 
 
 def _opened(path: os.PathLike[str], refuse: Refuse) -> io.FileIO:

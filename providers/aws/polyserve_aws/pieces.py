@@ -45,7 +45,10 @@ class PiecedContent(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """Read up to `size` bytes, or all that is left."""
         if size is None or size < 0:
-            return b"".join(self.pieces())
+            pieces, self._piece = [self._piece], NOTHING
+            while (piece := self._next()) is not None:
+                pieces.append(piece)
+            return b"".join(pieces)
         if not size or not self._more():
             return b""
         data, self._piece = self._piece[:size], self._piece[size:]

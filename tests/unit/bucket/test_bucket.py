@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import threading
 from datetime import timedelta
 
 import pytest
@@ -176,6 +178,18 @@ def test_a_path_is_not_left_open_and_a_given_file_is(bucket, tmp_path):
         assert not file.closed
     # An open file that is forgotten is a ResourceWarning, which fails the test.
     bucket.put("k", path)
+
+
+def test_a_file_that_does_not_tell_its_size_is_read_to_its_end(bucket, tmp_path):
+    pipe, content = tmp_path / "pipe", b"content" * 1000
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writing.start()
+
+    bucket.put("k", pipe)
+    writing.join()
+
+    assert bucket.get("k") == content
 
 
 def test_a_download_needs_its_directory_and_replaces_the_file_at_once(bucket, tmp_path):
