@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 import shutil
 import sys
 import tempfile
 import threading
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +36,6 @@ from polyserve.driver import (
     RevisionStatus,
     Scaling,
 )
-from polyserve.runtime import archive
 from polyserve.runtime.host import Host
 from polyserve.runtime.messages import HTTP_STATUS, error_body
 from polyserve.runtime.remote import Remote
@@ -121,8 +122,9 @@ class MemoryPlatform:
                 raise MemoryFault(
                     ErrorCode.FAILED_PRECONDITION, "the bundle is not the one of the spec: its sha256 differs"
                 )
-            (root / "bundle.zip").write_bytes(content)
-            archive.extract(root / "bundle.zip", root / "bundle")
+            with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+                # The rest is the runtime, of which this process has its own.
+                bundle.extractall(root / "bundle", [name for name in bundle.namelist() if name.startswith("package/")])
             host = Host(
                 root / "bundle" / "package",
                 revision=spec.revision,
