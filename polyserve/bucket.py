@@ -195,9 +195,8 @@ class Bucket:
             raise NotFoundError(message, provider=self.provider, operation="download", resource=key)
         temporary = os.path.join(directory, f".{name[:100]}.{random.getrandbits(48):012x}.part")
         try:
-            # The file is made while the content is on its way.
-            with self.open(key) as body, open(temporary, "wb", buffering=0) as file:
-                size, digest = copy_digested(body, file)
+            with self.open(key) as body:
+                size, digest = copy_digested(body, temporary)
             meta = body.meta
             if size != meta.size:
                 raise self._damaged("download", key, f"{meta.size} bytes were expected and {size} came")

@@ -133,30 +133,42 @@ def _digest_into(digest: Any, readinto: Callable[[memoryview], int | None]) -> N
         count = readinto(now) or 0
 
 
-def copy_digested(body: ObjectReader, file: io.FileIO) -> tuple[int, str]:
-    """Copy what is read to a file. Of what is large, one piece is hashed and written while the next ones come.
+def copy_digested(body: ObjectReader, path: str) -> tuple[int, str]:
+    """Copy what is read to a file that does not exist yet.
 
     Args:
         body: What is read.
-        file: Where it goes.
+        path: Where it goes.
 
     Returns:
         The size and the sha256 of what was copied.
     """
-    if body.meta.size <= _SMALL_BYTES:
+    # By its number, because an object for it asks the system what it has opened: of many small files, that is felt.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        if body.meta.size > _SMALL_BYTES:
+            return _copy_pieces(body, file)
         content = body.read()
         _write(file, content)
         return len(content), hashlib.sha256(content).hexdigest()
-    digest = hashlib.sha256()
+    finally:
+        os.close(file)
+
+
+def _copy_pieces(body: ObjectReader, file: int) -> tuple[int, str]:
+    """Copy piece by piece. Of what is large, one piece is hashed and written while the next ones come."""
+    size, digest = 0, hashlib.sha256()
     if body.meta.size <= _OVERLAPPED_FROM:
         for piece in body.pieces():
+            size += len(piece)
             digest.update(piece)
             _write(file, piece)
-        return file.tell(), digest.hexdigest()
+        return size, digest.hexdigest()
     # One worker each: pieces are taken in their order. Hashing takes about as long as writing, and as reading.
     with ThreadPoolExecutor(1, "polyserve-digest") as hashing, ThreadPoolExecutor(1, "polyserve-write") as writing:
         waiting: deque[tuple[Future[None], Future[None]]] = deque()
         for piece in body.pieces():
+            size += len(piece)
             waiting.append((hashing.submit(digest.update, piece), writing.submit(_write, file, piece)))
             if len(waiting) > _AHEAD:
                 for done in waiting.popleft():
@@ -164,13 +176,13 @@ def copy_digested(body: ObjectReader, file: io.FileIO) -> tuple[int, str]:
         for both in waiting:
             for done in both:
                 done.result()
-    return file.tell(), digest.hexdigest()
+    return size, digest.hexdigest()
 
 
-def _write(file: io.FileIO, piece: bytes | memoryview) -> None:
-    written = file.write(piece) or 0
+def _write(file: int, piece: bytes | memoryview) -> None:
+    written = os.write(file, piece)
     while written < len(piece):
-        written += file.write(memoryview(piece)[written:]) or 0
+        written += os.write(file, memoryview(piece)[written:])
 
 
 class ObjectReader(io.RawIOBase):
