@@ -20,6 +20,8 @@ import pytest
 from polyserve.driver import Artifact, ErrorCode, FunctionSpec, Phase, PutAttributes
 from polyserve.endpoint import Endpoint
 from polyserve.errors import PolyserveError, VerificationError
+from polyserve.layers.fronting import fronted
+from polyserve.rollout import wait_routed
 from polyserve.testing.deployments import World
 from polyserve.testing.functions import NAME, Functions
 from polyserve.testing.packages import ANSWERS_WRONG, BREAKS_IMPORT, times
@@ -174,6 +176,20 @@ def test_a_canary_has_its_share_and_an_id_stays_with_its_revision(functions: Fun
     assert again == answers[:100]
 
 
+def test_traffic_moves_long_after_the_packages_were_published(functions: Functions, harness: Any) -> None:
+    """Old instances answer until a front that was changed has new ones, whenever that is."""
+    hasty = fronted(AzureProvider(msgspec.structs.replace(harness.settings, patience_s=1.0)))
+    try:
+        functions.applied(2, 3)
+        functions.route({2: 100})
+        time.sleep(1.1)
+        for weights in ({2: 50, 3: 50}, {2: 100}, {3: 100}):
+            hasty.functions.route(NAME, weights)
+            wait_routed(hasty, NAME, weights, renew=lambda: None)
+    finally:
+        hasty.close()
+
+
 def test_a_region_without_flex_consumption_is_refused_before_anything_is_made(
     functions: Functions, harness: Any
 ) -> None:
@@ -184,18 +200,11 @@ def test_a_region_without_flex_consumption_is_refused_before_anything_is_made(
     provider = AzureProvider(settings)
     try:
         with pytest.raises(Exception, match="westindia") as raised:
-            functions_on(provider).apply(spec)
+            fronted(provider).functions.apply(spec)
         assert provider.classify(raised.value) is ErrorCode.FAILED_PRECONDITION
     finally:
         provider.close()
     assert list(harness.inventory()) == before
-
-
-def functions_on(provider: AzureProvider) -> Any:
-    """Return the function platform over a provider's apps."""
-    from polyserve.layers.fronting import fronted
-
-    return fronted(provider).functions
 
 
 def test_an_app_of_somebody_else_is_refused_and_left_alone(functions: Functions, harness: Any) -> None:

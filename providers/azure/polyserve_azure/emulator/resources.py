@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from polyserve_azure.emulator.errors import ServiceError
@@ -37,6 +38,10 @@ class Resource:
     properties: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     hidden: dict[str, Any] = field(default_factory=dict)
+
+    def modified(self) -> None:
+        """Note when it was changed, as apps tell it: in UTC, without saying so."""
+        self.properties["lastModifiedTimeUtc"] = datetime.now(UTC).replace(tzinfo=None).isoformat()
 
     def show(self) -> dict[str, Any]:
         """Return it as Resource Manager does."""

@@ -127,6 +127,8 @@ class Sites:
         return self._under_way(ask, found)
 
     def _under_way(self, ask: Ask, site: Resource) -> Answer:
+        site.modified()
+
         async def finish() -> tuple[int, Any]:
             await self._changed(site)
             return 200, site.show()

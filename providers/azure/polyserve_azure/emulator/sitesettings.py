@@ -63,6 +63,7 @@ class SiteSettings:
             site.hidden["authentication"] = given
         else:
             raise _unknown(name)
+        site.modified()
         await self._changed(site)
         return json_answer(200, _shown(site, name, given))
 

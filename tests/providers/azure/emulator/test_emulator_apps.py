@@ -317,8 +317,10 @@ def test_settings_are_variables_of_new_instances(cloud, package):
     app = cloud.make_app()
     app.publish(package())
     before = app.call("/x").json()
+    made_at = cloud.get(app.path).json()["properties"]["lastModifiedTimeUtc"]
 
     assert app.set(MODEL="v2").status_code == 200
+    assert cloud.get(app.path).json()["properties"]["lastModifiedTimeUtc"] > made_at
 
     after = app.call("/x").json()
     assert (before["environment"].get("MODEL"), after["environment"]["MODEL"]) == (None, "v2")
