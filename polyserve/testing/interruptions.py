@@ -39,14 +39,16 @@ def points(harness: Harness) -> range:
     return range(1, 200, 1 if getattr(harness, "every_call", False) else 2)
 
 
-def prepare(world: World, operation: str) -> None:
-    """Bring about the state that an operation starts from."""
+def prepared(harness: Harness, operation: str) -> World:
+    """Return a fresh bucket with the state that an operation starts from."""
+    world = World(harness, harness.fresh_bucket())
     if operation != "deploy":
         world.deploy(times(2))
     if operation == "promote":
         world.deploy(times(3), canary=50)
     if operation in {"rollback", "traffic"}:
         world.deploy(times(3))
+    return world
 
 
 def act(world: World, operation: str) -> None:
@@ -68,6 +70,25 @@ def act(world: World, operation: str) -> None:
         world.deployment().scale(max_instances=2)
     else:
         destroy(world.target, NAME)
+
+
+def undone(world: World, operation: str) -> bool:
+    """Bring back the state that an operation starts from; returns false where it would have to be made anew.
+
+    What an interruption left behind is found in the end all the same: there must be nothing after the last one.
+    """
+    if operation == "promote":
+        world.deployment().rollback(to=1)
+        world.deploy(times(3), canary=50)
+    elif operation == "traffic":
+        world.deployment().traffic({2: 100})
+    elif operation == "rollback":
+        world.deployment().rollback(to=2)
+    elif operation == "scale":
+        world.deployment().scale(max_instances=3)
+    else:
+        return False
+    return True
 
 
 def converged(world: World, operation: str) -> None:
@@ -149,15 +170,14 @@ class FaultContract:
     ) -> None:
         if refused(harness, operation):
             return
+        world = None
         for at in points(harness):
-            bucket = harness.fresh_bucket()
-            world = World(harness, bucket)
-            prepare(world, operation)
+            world = world or prepared(harness, operation)
             before = describe(world.target.provider, NAME)
             faults = Faults(at=at, mode=mode, only_writes=True)
             last = True
             try:
-                act(World(harness, bucket, faults), operation)
+                act(World(harness, world.bucket, faults), operation)
                 assert not faults.reached, f"{operation} succeeded without {faults.seen[at - 1]}"
             except InternalError:
                 last = False
@@ -165,7 +185,9 @@ class FaultContract:
                 recoverable(world, before)
                 repeat(world, operation)
             converged(world, operation)
-            world.gone()
+            if last or not undone(world, operation):
+                world.gone()
+                world = None
             if last:
                 assert at > 2
                 return
@@ -182,19 +204,20 @@ class CrashContract:
         if refused(harness, operation):
             return
         with _Processes(harness) as processes:
+            world = None
             for at in points(harness):
-                bucket = harness.fresh_bucket()
-                world = World(harness, bucket)
-                prepare(world, operation)
+                world = world or prepared(harness, operation)
                 before = describe(world.target.provider, NAME)
-                processes.start(bucket, operation, at)
+                processes.start(world.bucket, operation, at)
                 status, errors = processes.ended()
                 assert status in {0, -9}, errors
                 if status != 0:
                     recoverable(world, before)
                     repeat(world, operation)
                 converged(world, operation)
-                world.gone()
+                if status == 0 or not undone(world, operation):
+                    world.gone()
+                    world = None
                 if status == 0:
                     assert at > 2
                     return
