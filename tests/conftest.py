@@ -238,7 +238,10 @@ def _processes_of(root: str) -> dict[int, str]:
 
 def _end_processes(root: str) -> list[str]:
     """Wait for the processes of a home to end, kill those that do not, and describe the killed."""
-    for pid in _processes_of(root):
+    found = _processes_of(root)
+    if not found:
+        return []  # nearly always: to look through all processes takes milliseconds, and none of these could start another
+    for pid in found:
         _ends(pid, PATIENCE_S)
     left: dict[int, str] = {}
     for _ in range(20):  # a supervisor may start another while its children are killed
