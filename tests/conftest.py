@@ -34,6 +34,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 TESTS = Path(__file__).resolve().parent
 TIERS = {"unit", "contract", "providers", "e2e", "architecture", "benchmarks", "live"}
+FRAMEWORKS = ("tensorflow", "torch")
+"""What takes seconds to import; it is in the names of the modules of tests that do."""
 ELSEWHERE = "it belongs into tests/contract, tests/providers or tests/e2e"
 # What an emulator installs (Azurite: 190 MB in 20 s) is the same for every test: exact versions, which nothing changes.
 _CACHE = os.environ.get("POLYSERVE_CACHE") or Path.home() / ".cache" / "polyserve"
@@ -132,6 +134,25 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
     if nextitem is None:
         GUARD.tier = ""
     return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have one worker run all of a module: what its tests import and make first takes seconds, and is made once.
+
+    The same goes for the modules of one framework. The suites that run over every provider are shared out test by test: each of them takes
+    minutes, and every worker has its emulators.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = Path(nodeid.partition("::")[0])
+            if "contract" in module.parts:
+                return nodeid
+            return next((framework for framework in FRAMEWORKS if framework in module.stem), str(module))
+
+    return ByModule(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
