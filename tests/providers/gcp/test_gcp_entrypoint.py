@@ -95,7 +95,7 @@ def spec(**changes: Any) -> FunctionSpec:
         architecture="x86_64",
         requirements=(),
         memory_mb=512,
-        timeout=timedelta(seconds=5),
+        timeout=timedelta(seconds=30),
         environment={},
         request_bytes=1000,
         scaling=Scaling(),

@@ -21,7 +21,7 @@ pytest.importorskip("moto", reason="install polyserve-sdk[emulators]")
 from polyserve_aws.emulator import Emulator
 
 REGION = "us-east-1"
-SETTLE_S = 0.03
+SETTLE_S, LONG_S = 0.03, 2.0
 TRUST = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}],
@@ -189,6 +189,14 @@ def emulator(session_root: Path) -> Iterator[Emulator]:
 def account(emulator: Emulator) -> Account:
     """Return the operator's clients."""
     return Account(emulator.url, *read_keys(emulator.options))
+
+
+@pytest.fixture
+def slow_account(account: Account, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Account:
+    """Give the operator's clients while a change takes long enough for a busy machine to look at it meanwhile."""
+    # There can be one emulator in a process, and this one is in a hurry.
+    monkeypatch.setattr(emulator._control, "_settle_s", LONG_S)
+    return account
 
 
 @pytest.fixture(scope="session")

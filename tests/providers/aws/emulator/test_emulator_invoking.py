@@ -31,18 +31,18 @@ def test_a_function_is_pending_until_it_is_active(account, upload):
     assert account.invoke("becoming", {}).status == 200
 
 
-def test_invoking_a_function_that_is_pending_is_a_conflict(account, upload):
-    client = account.client("lambda")
+def test_invoking_a_function_that_is_pending_is_a_conflict(slow_account, upload):
+    client = slow_account.client("lambda")
     client.create_function(
         FunctionName="early",
-        Role=account.role(),
+        Role=slow_account.role(),
         Runtime="python3.11",
         Handler="app.handler",
         Code={"ZipFile": upload()},
     )
 
     with pytest.raises(client.exceptions.ResourceConflictException, match="Pending"):
-        account.invoke("early", {})
+        slow_account.invoke("early", {})
 
 
 def test_a_function_sees_its_context_and_variables(account, function):
