@@ -17,8 +17,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from polyserve.emulation.placeholders import life_line
 from polyserve_azure.emulator.installing import find_node, install_azurite
-from polyserve_azure.emulator.placeholders import life_line
 
 START_PATIENCE_S = 30.0
 HOOK = Path(__file__).with_name("azurite_accounts.js")

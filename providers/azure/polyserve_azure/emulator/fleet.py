@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polyserve.emulation.placeholders import Placeholders
 from polyserve_azure.emulator.instances import Instance, Line, Recipe
-from polyserve_azure.emulator.placeholders import Placeholders
 
 TRY_AGAIN_S = 1.0
 """How long an app that did not start is left alone before a request starts it again."""

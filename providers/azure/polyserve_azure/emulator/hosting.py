@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from polyserve.emulation.placeholders import Placeholders
 from polyserve_azure.emulator.fleet import App, Scale
 from polyserve_azure.emulator.front import Hosting, read_host_json, read_timeout
 from polyserve_azure.emulator.installing import find_interpreter, install_engine, install_messages
 from polyserve_azure.emulator.instances import Line, Recipe
 from polyserve_azure.emulator.limits import Limits
-from polyserve_azure.emulator.placeholders import Placeholders
 from polyserve_azure.emulator.principals import Principals
 from polyserve_azure.emulator.resources import Resource
 from polyserve_azure.emulator.siterules import DEFAULT_CONCURRENCY

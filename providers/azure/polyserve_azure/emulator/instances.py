@@ -7,13 +7,11 @@ at a time; `stop` ends it with everything it has started.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import time
 import uuid
@@ -22,9 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyserve_azure.emulator.placeholders import Placeholders, Process
+from polyserve.emulation.placeholders import Placeholders, Process
 from polyserve_azure.emulator.worker import FRAME
 
+WORKER = Path(__file__).with_name("worker.py")
+BOOT = "import sys;del sys.argv[0];name=sys.argv[0];exec(compile(open(name,'rb').read(),name,'exec'),{'__name__':'__main__'})"
+"""Runs the worker without putting its directory, which is the emulator's, on the search path."""
 START_PATIENCE_S = 60.0
 """How long an instance may take to start: the host's own `functions.worker.startupTimeout`."""
 MEASURE_S = 0.1
@@ -130,7 +131,10 @@ class Instance:
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=2**20)
         self._reading = loop.create_task(self._read_wire(reader))
         try:
-            self._process = await self._placeholders.take(recipe.interpreter, recipe.engine, theirs, write_end)
+            # -I and -S keep site directories and the caller's variables out; -B because the package cannot be written on Azure.
+            command = [recipe.interpreter, "-I", "-S", "-B", "-u", "-c", BOOT, str(WORKER), *recipe.engine]
+            variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
+            self._process = await self._placeholders.take(command, variables, [theirs.fileno(), write_end])
         except OSError as error:
             self.failure = str(error)
             return False
@@ -186,7 +190,7 @@ class Instance:
                 self._log(
                     self.identifier, [(time.time(), f"python exited with code 137: over {limit} MB of memory", 3)]
                 )
-                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.kill()
         return answer.result()
 
     def _memory_mb(self) -> float:
@@ -199,8 +203,7 @@ class Instance:
     async def stop(self) -> None:
         """End the process, everything in its group, and its scratch directory."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, and nothing of its group is left
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             await asyncio.wait({self._process.gone})
         elif self._writer is not None:
             # Its start was given up: what is at the other end of the wire is to end, too.

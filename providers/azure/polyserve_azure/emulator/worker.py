@@ -1,7 +1,7 @@
 """What runs inside an instance: Microsoft's engine for Python functions, and the wire to the emulator.
 
 This is not imported but run, in an interpreter that sees the app, the engine and the standard library, and nothing of the
-environment that the emulator itself is installed in. It starts as a placeholder, before there is an app: see `placeholders`.
+environment that the emulator itself is installed in. It starts as a placeholder, before there is an app: see `instances`.
 
 The engine is driven through the requests that the real host sends over gRPC: init, metadata, invocation. It is given its
 message classes by whoever drives it, so plain Python objects do as well as protobuf's; with `OFFICIAL` in the environment
@@ -428,8 +428,8 @@ def _exactly(wire: socket.socket, size: int) -> bytes:
 
 
 def main() -> None:
-    """Stand by, then serve an app; the arguments are the descriptor of the emulator's control and the directories of the engine."""
-    control, *engine = sys.argv[1:]
+    """Stand by, then serve an app; the arguments are the directories of the engine and the descriptor of the emulator's control."""
+    *engine, control = sys.argv[1:]
     sys.path[:] = [*filter(None, sys.path), *engine]
     wire, output = StandBy(socket.socket(fileno=int(control)), engine).wait()
     root = _become(wire, output)

@@ -46,11 +46,13 @@ class Image:
         root: The unpacked source; where instances run.
         command: What is run where the container does not say.
         variables: What is in the environment unless the container has it.
+        prepared: Whether a placeholder can have made ready what the command begins with.
     """
 
     root: Path
     command: tuple[str, ...]
     variables: Mapping[str, str]
+    prepared: bool = False
 
 
 class Images:
@@ -162,7 +164,15 @@ def _build(root: Path, runtime: str, entry_point: str, variables: Mapping[str, s
             "FUNCTION_SIGNATURE_TYPE": "http",
             "FUNCTION_SOURCE": source,
         },
+        prepared=layer is None or _leaves_start(layer, framework),
     )
+
+
+def _leaves_start(layer: Path, framework: Path) -> bool:
+    """Whether a function starts with a layer as it would without: with the same framework, and what that imports first."""
+    # Python runs what customises it before anything else, and that may look at the instance's environment.
+    found, own = ({one.name for one in place.glob("functions_framework-*.dist-info")} for place in (layer, framework))
+    return found <= own and not any(layer.glob("*customize*"))
 
 
 def _unpack(archive: bytes, root: Path, *, tar: bool) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyserve.emulation.placeholders import Placeholders
 from polyserve_gcp.emulator.instances import Instance, Line, Recipe
 from polyserve_gcp.emulator.limits import Limits
 
@@ -55,6 +56,7 @@ class Fleet:
         scratch: Directory for what they write.
         log: Takes the lines of an instance, with its identifier.
         limits: What this machine allows, whatever the scale says.
+        placeholders: What instances are made from, where they can be.
 
     Attributes:
         kept: How many instances stay without work.
@@ -62,10 +64,17 @@ class Fleet:
     """
 
     def __init__(
-        self, recipe: Recipe, scale: Scale, scratch: Path, log: Callable[[str, list[Line]], None], limits: Limits
+        self,
+        recipe: Recipe,
+        scale: Scale,
+        scratch: Path,
+        log: Callable[[str, list[Line]], None],
+        limits: Limits,
+        *,
+        placeholders: Placeholders,
     ) -> None:
         self.recipe, self.scale = recipe, scale
-        self._scratch, self._log, self._limits = scratch, log, limits
+        self._scratch, self._log, self._limits, self._placeholders = scratch, log, limits, placeholders
         self._running: list[Instance] = []
         self._leaving: list[Instance] = []
         self._starting = 0
@@ -230,7 +239,7 @@ class Fleet:
             self._rest(instance)
 
     def _make(self) -> Instance:
-        return Instance(self.recipe, self._scratch / secrets.token_hex(8), self._log)
+        return Instance(self.recipe, self._scratch / secrets.token_hex(8), self._log, self._placeholders)
 
     def _rest(self, instance: Instance) -> None:
         instance.rests += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -17,20 +18,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
+
+from polyserve.emulation.placeholders import Placeholders, Process, life_line
+from polyserve_gcp.emulator.starting import copy
 
 LOOK_EVERY_S = 0.01
 """How often is looked whether an instance listens by now."""
 ENDING_S = 0.1
 """How long an instance that has dropped a request is looked at before it gets another."""
 STDOUT, STDERR = "stdout", "stderr"
-PARENT_DEATH = (
-    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
-    "sys.exit(0) if os.getppid()==1 else os.execvp(sys.argv[1],sys.argv[1:])"
-)
+_SIZES = re.compile(rb"^(Pss|Pss_Anon|Anonymous|Private_Dirty): +(\d+) kB$", re.MULTILINE)
 Line = tuple[float, str, str]
 """When, `stdout` or `stderr`, and what."""
 
@@ -45,6 +45,7 @@ class Recipe:
         variables: All environment variables of the process but those of the instance itself.
         memory_mb: What its processes may take together before they are ended.
         start_s: How long it may take until it listens, in seconds.
+        prepared: Whether it is a function under functions-framework, which a placeholder can have made ready.
     """
 
     command: tuple[str, ...]
@@ -52,6 +53,7 @@ class Recipe:
     variables: Mapping[str, str]
     memory_mb: float
     start_s: float
+    prepared: bool = False
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Instance:
         recipe: What it is started from.
         scratch: Directory that is its own: `/tmp` on Google Cloud.
         log: Takes its lines, with its identifier.
+        placeholders: What it is made from, where it can be.
         identifier: Its identifier.
         url: Where it listens.
         failure: Why it did not start.
@@ -81,6 +84,7 @@ class Instance:
     recipe: Recipe
     scratch: Path
     log: Callable[[str, list[Line]], None]
+    placeholders: Placeholders
     identifier: str = field(default_factory=lambda: secrets.token_hex(48))
     url: str = ""
     failure: str = ""
@@ -88,14 +92,13 @@ class Instance:
     rests: int = 0
     watched: bool = False
     over_memory_mb: float = 0.0
-    _process: subprocess.Popen[bytes] | None = None
-    _gone: asyncio.Future[int] | None = None
+    _process: Process | None = None
     _pipes: list[_Pipe] = field(default_factory=lambda: [_Pipe(STDOUT), _Pipe(STDERR)])
 
     @property
     def alive(self) -> bool:
         """Whether its process runs."""
-        return self._gone is not None and not self._gone.done()
+        return self._process is not None and not self._process.gone.done()
 
     @property
     def pid(self) -> int:
@@ -106,21 +109,21 @@ class Instance:
         """Start the process and wait until it listens; whether it does. `failure` says why it does not."""
         loop = asyncio.get_running_loop()
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self._gone = loop.create_future()
         host, port = _place()
         self.url = f"http://{host}:{port}"
         recipe = self.recipe
         # HOST is what functions-framework listens on: on Google Cloud all addresses, of which there are too many here.
         own = {"HOME": str(self.scratch), "TMPDIR": str(self.scratch), "HOST": host, "PORT": str(port)}
+        variables = {**recipe.variables, **own}
         ends = [os.pipe() for _ in self._pipes]
+        outputs = [writing for _, writing in ends]
         try:
-            self._process = subprocess.Popen(  # noqa: ASYNC220
-                [*life_line(), *recipe.command], cwd=recipe.root, env={**recipe.variables, **own},
-                stdin=subprocess.DEVNULL, stdout=ends[0][1], stderr=ends[1][1], start_new_session=True,
-            )  # fmt: skip
+            if recipe.prepared:
+                self._process = await copy(self.placeholders, recipe.command, recipe.root, variables, outputs)
+            if self._process is None:
+                self._process = self._run(variables, outputs)
         except OSError as error:
             self.failure = f"{recipe.command[0]} cannot be run: {error.strerror}"
-            self._gone.set_result(127)
         finally:
             for pipe, (reading, writing) in zip(self._pipes, ends, strict=True):
                 os.close(writing)
@@ -129,8 +132,7 @@ class Instance:
                 loop.add_reader(reading, self._read, pipe)
         if self._process is None:
             return False
-        threading.Thread(target=self._watch, args=(loop, self._process), daemon=True, name="instance").start()
-        await self._listening(host, port)
+        await self._listening(self._process, host, port)
         return not self.failure
 
     async def stop(self, grace_s: float = 0.0) -> None:
@@ -140,12 +142,13 @@ class Instance:
             grace_s: How long it has after SIGTERM, in seconds; none at all unless given.
         """
         if self._process is not None:
-            assert self._gone is not None
+            gone = self._process.gone
             if grace_s:
-                self._signal(signal.SIGTERM, group=False)
-                await asyncio.wait({self._gone}, timeout=grace_s)
-            self._signal(signal.SIGKILL)
-            await self._gone
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGTERM)
+                await asyncio.wait({gone}, timeout=grace_s)
+            self._process.kill()
+            await asyncio.wait({gone})
         for pipe in self._pipes:
             if pipe.descriptor >= 0:
                 self._read(pipe)
@@ -155,46 +158,43 @@ class Instance:
 
     async def ending(self) -> None:
         """Wait for a moment whether it ends: what has dropped a request may be on its way out."""
-        if self._gone is not None:
-            await asyncio.wait({self._gone}, timeout=ENDING_S)
+        if self._process is not None:
+            await asyncio.wait({self._process.gone}, timeout=ENDING_S)
 
     def measure(self) -> bool:
         """End the instance where it takes more memory than it may; whether that was so."""
         taken = _memory_mb(self.pid)
-        if taken <= self.recipe.memory_mb or not self.alive:
+        if taken <= self.recipe.memory_mb or self._process is None or not self.alive:
             return False
         self.over_memory_mb = taken
-        self._signal(signal.SIGKILL)
+        self._process.kill()
         return True
 
-    def _signal(self, number: int, *, group: bool = True) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, and nothing of its group is left
-            (os.killpg if group else os.kill)(self.pid, number)
+    def _run(self, variables: Mapping[str, str], outputs: Sequence[int]) -> Process:
+        """Start the process from nothing."""
+        loop = asyncio.get_running_loop()
+        started = subprocess.Popen(
+            [*life_line(), *self.recipe.command], cwd=self.recipe.root, env=variables,
+            stdin=subprocess.DEVNULL, stdout=outputs[0], stderr=outputs[1], start_new_session=True,
+        )  # fmt: skip
+        made = Process(started.pid, loop.create_future())
+        threading.Thread(target=_watch, args=(loop, started, made), daemon=True, name="instance").start()
+        return made
 
-    async def _listening(self, host: str, port: int) -> None:
-        assert self._gone is not None
+    async def _listening(self, process: Process, host: str, port: int) -> None:
         until = time.monotonic() + self.recipe.start_s
         while True:
             with contextlib.suppress(OSError):
                 _, writer = await asyncio.open_connection(host, port)
                 writer.close()
                 return
-            if self._gone.done():
-                self.failure = f"Container called exit({self._gone.result()})."
+            if process.gone.done():
+                self.failure = f"Container called exit({process.gone.result()})."
                 return
             if time.monotonic() > until:
                 self.failure = f"It does not listen on its port after {self.recipe.start_s:g} seconds."
                 return
-            await asyncio.wait({self._gone}, timeout=LOOK_EVERY_S)
-
-    def _watch(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
-        code = process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            loop.call_soon_threadsafe(self._note_end, code)
-
-    def _note_end(self, code: int) -> None:
-        if self._gone is not None and not self._gone.done():
-            self._gone.set_result(code)
+            await asyncio.wait({process.gone}, timeout=LOOK_EVERY_S)
 
     def _read(self, pipe: _Pipe) -> None:
         while pipe.descriptor >= 0:
@@ -222,6 +222,12 @@ class Instance:
             self.log(self.identifier, found)
 
 
+def _watch(loop: asyncio.AbstractEventLoop, started: subprocess.Popen[bytes], made: Process) -> None:
+    code = started.wait()
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+        loop.call_soon_threadsafe(made.gone.set_result, code)
+
+
 def _place() -> tuple[str, int]:
     """Return an address and a free port for an instance.
 
@@ -237,8 +243,13 @@ def _place() -> tuple[str, int]:
 
 
 def _memory_mb(pid: int) -> float:
-    """Return what a process and those that it started take; shared pages count for each by its part."""
-    total, waiting = 0.0, [pid]
+    """Return what a process and those that it started take; shared pages count for each by its part.
+
+    A copy of a placeholder shares its memory with that, too, and counts like an instance that does not: with all that the first
+    process has of its own, and what each other one has for itself alone.
+    """
+    parts = own = 0.0
+    waiting = [pid]
     while waiting:
         one = waiting.pop()
         try:
@@ -247,17 +258,9 @@ def _memory_mb(pid: int) -> float:
         except OSError:
             continue  # gone, or not on Linux: nothing can be said
         waiting.extend(int(child) for child in children.split())
-        found = rollup.partition(b"\nPss:")[2].split(None, 1)
-        total += int(found[0]) / 1024 if found else 0.0
-    return total
-
-
-@lru_cache(maxsize=1)
-def life_line() -> list[str]:
-    """Return the command that has its command killed when the emulator ends, however that happens; Linux only."""
-    if sys.platform != "linux":
-        return []  # an instance there outlives an emulator that is killed
-    setpriv = shutil.which("setpriv")
-    if setpriv:
-        return [setpriv, "--pdeathsig", "KILL"]
-    return [str(Path(sys.executable).resolve()), "-S", "-E", "-s", "-c", PARENT_DEATH]
+        sizes = {name: int(size) / 1024 for name, size in _SIZES.findall(rollup)}
+        part = sizes.get(b"Pss", 0.0)
+        files = part - sizes.get(b"Pss_Anon", part)
+        parts += part
+        own += files + sizes.get(b"Anonymous" if one == pid else b"Private_Dirty", 0.0)
+    return max(parts, own)

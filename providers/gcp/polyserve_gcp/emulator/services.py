@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 from google.cloud import run_v2
 
+from polyserve.emulation.placeholders import Placeholders
 from polyserve_gcp.emulator.access import Access
 from polyserve_gcp.emulator.building import BuildError, Image, Images
 from polyserve_gcp.emulator.errors import ServiceError
@@ -157,6 +158,7 @@ class Services:
         self._limits, self._logs, self._secrets, self._identify = limits, logs, secrets, identify
         self._client: aiohttp.ClientSession | None = None
         self._all: dict[str, Service] = {}
+        self._placeholders = Placeholders()
 
     def __iter__(self) -> Iterator[Service]:
         return iter(list(self._all.values()))
@@ -277,6 +279,7 @@ class Services:
         """End everything."""
         services, self._all = list(self._all.values()), {}
         await asyncio.gather(*(self._end(service) for service in services))
+        await self._placeholders.close()
         if self._client is not None:
             await self._client.close()
 
@@ -348,6 +351,7 @@ class Services:
             variables=variables,
             memory_mb=read_memory_mb(limits["memory"], "memory"),
             start_s=min(self._limits.start_s, _startup_s(container.startup_probe)),
+            prepared=image.prepared and not container.command and _has_path_of(image, variables),
         )
         source = Source(
             service=service.short,
@@ -359,6 +363,7 @@ class Services:
             recipe,
             Scale(maximum=template.scaling.max_instance_count, concurrency=template.max_instance_request_concurrency),
             self._directory / revision.name, self._logs.line_writer(source), self._limits,
+            placeholders=self._placeholders,
         )  # fmt: skip
         why = await fleet.begin()
         if why:
@@ -409,6 +414,10 @@ class Services:
                 share = math.ceil(wanted.scaling.min_instance_count * parts[revision.runner] / 100)
                 kept = max(share, revision.template.scaling.min_instance_count)
             revision.runner.fleet.keep(kept, wanted.scaling.max_instance_count)
+
+
+def _has_path_of(image: Image, variables: Mapping[str, str]) -> bool:
+    return variables.get("PYTHONPATH") == image.variables.get("PYTHONPATH")
 
 
 def _startup_s(probe: Any) -> float:

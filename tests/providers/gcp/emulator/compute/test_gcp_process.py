@@ -95,6 +95,20 @@ def test_instances_do_not_outlive_a_program_that_is_killed(program, source, even
     eventually(lambda: gone(instance))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_what_instances_are_copies_of_does_not_outlive_a_program_that_is_killed(program, source, eventually):
+    process, found = program
+    line = [deploy(found["options"], source)]
+    while line[-1] != process.pid:
+        with open(f"/proc/{line[-1]}/stat") as file:
+            line.append(int(file.read().rpartition(")")[2].split()[1]))
+    # A worker, its instance, and what that is a copy of.
+    assert len(line) == 4
+    process.kill()
+    process.wait()
+    eventually(lambda: all(gone(one) for one in line))
+
+
 def test_a_port_that_is_taken_is_said(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "polyserve_gcp.emulator", str(tmp_path), "--port", str(taken.getsockname()[1])]
