@@ -56,11 +56,12 @@ class Placeholders:
     """The placeholders of an emulator, each started when the first instance needs it.
 
     Args:
+        directory: Where they run, so that whose they are can be seen; it may not be there yet.
         most: How many stay when no instance is a copy of them.
     """
 
-    def __init__(self, most: int = 8) -> None:
-        self._most = most
+    def __init__(self, directory: Path, most: int = 8) -> None:
+        self._directory, self._most = directory, most
         self._all: dict[tuple[object, ...], Placeholder] = {}
 
     async def take(self, command: Sequence[str], variables: Mapping[str, str], descriptors: Sequence[int]) -> Process:
@@ -80,7 +81,7 @@ class Placeholders:
         try:
             if found is None or not found.alive:
                 leaving += [] if found is None else [found]
-                found = Placeholder(command, variables)
+                found = Placeholder(self._directory, command, variables)
                 found.start()
             # The last one is the one that was needed last.
             self._all[key] = found
@@ -102,12 +103,13 @@ class Placeholder:
     """One process that has made ready what instances need.
 
     Args:
+        directory: Where it runs.
         command: What it runs, without its last argument.
         variables: All environment variables that it starts with.
     """
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
-        self._command, self._variables = command, variables
+    def __init__(self, directory: Path, command: Sequence[str], variables: Mapping[str, str]) -> None:
+        self._directory, self._command, self._variables = directory, command, variables
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._rest = b""
@@ -131,12 +133,13 @@ class Placeholder:
         Raises:
             OSError: It cannot be run.
         """
+        self._directory.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         # What it writes to is of the kind that instances write to, and nobody reads it.
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [*life_line(), *self._command, str(theirs.fileno())], cwd="/", env=self._variables,
+                [*life_line(), *self._command, str(theirs.fileno())], cwd=self._directory, env=self._variables,
                 stdin=subprocess.DEVNULL, stdout=writing, stderr=writing, start_new_session=True, pass_fds=[theirs.fileno()],
             )  # fmt: skip
         except OSError:

@@ -51,7 +51,7 @@ class HostingPlatform:
         self.headers: dict[str, Resource] = {}
         self._directory, self._principals, self._log, self._url = directory, principals, log, url
         self._all: dict[str, Hosting] = {}
-        self._placeholders = Placeholders()
+        self._placeholders = Placeholders(directory)
 
     def find(self, name: str) -> Hosting | None:
         """Return what runs for a site, by its name."""

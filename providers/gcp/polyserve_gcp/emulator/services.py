@@ -158,7 +158,7 @@ class Services:
         self._limits, self._logs, self._secrets, self._identify = limits, logs, secrets, identify
         self._client: aiohttp.ClientSession | None = None
         self._all: dict[str, Service] = {}
-        self._placeholders = Placeholders()
+        self._placeholders = Placeholders(directory)
 
     def __iter__(self) -> Iterator[Service]:
         return iter(list(self._all.values()))
