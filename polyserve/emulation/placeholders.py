@@ -13,23 +13,18 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+
+from polyserve.emulation.lifeline import life_line
 
 PATIENCE_S = 30.0
 """How long a copy may take; what takes longer hangs."""
-PARENT_DEATH = (
-    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
-    "sys.exit(0) if os.getppid()==1 else os.execvp(sys.argv[1],sys.argv[1:])"
-)
 KILLED = -9
 """What an instance is said to have ended with when its placeholder ended first, which takes it along."""
 
@@ -230,14 +225,3 @@ class Placeholder:
             made.gone.set_result(KILLED)
             made.kill()
         self._made.clear()
-
-
-@lru_cache(maxsize=1)
-def life_line() -> list[str]:
-    """Return the command that has its command killed when the emulator ends, however that happens; Linux only."""
-    if sys.platform != "linux":
-        return []  # what is started there has to notice by itself
-    setpriv = shutil.which("setpriv")
-    if setpriv:
-        return [setpriv, "--pdeathsig", "KILL"]
-    return [str(Path(sys.executable).resolve()), "-S", "-E", "-s", "-c", PARENT_DEATH]

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -37,11 +36,6 @@ from awslambdaric.__main__ import main
 main(["bootstrap", os.environ["_HANDLER"]])
 """
 """Puts the search path in Lambda's order, then hands over to the real runtime client."""
-
-PARENT_DEATH = (
-    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
-    "sys.exit(0) if os.getppid()==1 else os.execv(sys.argv[1],sys.argv[1:])"
-)
 
 
 def find_interpreter(runtime: str) -> str:
@@ -144,14 +138,3 @@ def _top_level(name: str) -> list[Path]:
     tops = {file.parts[0] for file in found.files or () if file.parts[0] not in {"..", "__pycache__"}}
     paths = (Path(str(found.locate_file(top))) for top in sorted(tops))
     return [path for path in paths if path.exists() and not path.name.endswith(".dist-info")]
-
-
-@lru_cache(maxsize=1)
-def life_line() -> list[str]:
-    """Return the command that has its command killed when the emulator ends, however that happens; Linux only."""
-    if sys.platform != "linux":
-        return []  # the runtime client ends by itself when its connection does
-    setpriv = shutil.which("setpriv")
-    if setpriv:
-        return [setpriv, "--pdeathsig", "KILL"]
-    return [str(Path(sys.executable).resolve()), "-S", "-E", "-s", "-c", PARENT_DEATH]

@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from polyserve.emulation.lifeline import life_line
 from polyserve_aws.emulator.environments import Environment, stream_name
 from polyserve_aws.emulator.identities import Identities, Principal
 from polyserve_aws.emulator.images import TASK, command_of, runs_in_its_own_root, variables_of
-from polyserve_aws.emulator.interpreters import BOOT, OWN_RUNTIME, find_interpreter, life_line, make_runtime_directory
+from polyserve_aws.emulator.interpreters import BOOT, OWN_RUNTIME, find_interpreter, make_runtime_directory
 from polyserve_aws.emulator.releases import Release
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"

@@ -17,7 +17,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polyserve.emulation.placeholders import life_line
+from polyserve.emulation.lifeline import life_line
 from polyserve_azure.emulator.installing import find_node, install_azurite
 
 START_PATIENCE_S = 30.0

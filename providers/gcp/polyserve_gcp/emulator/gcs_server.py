@@ -13,10 +13,8 @@ import json
 import os
 import platform
 import secrets
-import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,8 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 from yarl import URL
+
+from polyserve.emulation.lifeline import life_line
 
 START_PATIENCE_S = 20.0
 KNOWN = {
@@ -82,7 +82,7 @@ class FakeGcs:
         words = [word for name, value in options.items() for word in (f"-{name}", value)]
         with (self._directory / "fake-gcs-server.log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *_life_line(), program, *words, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
+                *life_line(), program, *words, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
                 cwd=self._directory, start_new_session=True,
             )  # fmt: skip
         # As many connections as there are clients that read slowly.
@@ -254,9 +254,3 @@ def _free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
-
-
-def _life_line() -> list[str]:
-    """Return the command that has its command killed when the emulator ends, however that happens; Linux only."""
-    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

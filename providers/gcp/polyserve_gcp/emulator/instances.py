@@ -22,7 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polyserve.emulation.placeholders import Placeholders, Process, life_line
+from polyserve.emulation.lifeline import life_line
+from polyserve.emulation.placeholders import Placeholders, Process
 from polyserve_gcp.emulator.starting import copy
 
 LOOK_EVERY_S = 0.01
