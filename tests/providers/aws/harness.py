@@ -24,6 +24,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from polyserve.driver import ErrorCode, FunctionSpec
+from polyserve.emulation.lifeline import life_line
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
 from polyserve_aws.errors import (
     BucketNotEmptyError,
@@ -157,13 +158,10 @@ def start_emulator(directory: Path) -> tuple[subprocess.Popen[bytes], Mapping[st
     # Nothing of the test that happens to be the first: it outlives that, and has no credentials of anybody's.
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
+    # A run that is interrupted ends none of its fixtures.
+    command = [*life_line(), sys.executable, "-m", "polyserve_aws.emulator", str(home), "--settle", "0.03"]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "polyserve_aws.emulator", str(home), "--settle", "0.03"],
-            stdout=output,
-            stderr=output,
-            env=environment,
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     ready, ends = home / "ready.json", time.monotonic() + 60
     while not ready.exists():
         if process.poll() is not None or time.monotonic() > ends:

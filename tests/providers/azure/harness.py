@@ -26,6 +26,7 @@ from azure.identity import CredentialUnavailableError
 from azure.storage.blob import BlobServiceClient, ContentSettings
 
 from polyserve.driver import ErrorCode, FunctionSpec, Provider
+from polyserve.emulation.lifeline import life_line
 from polyserve.layers.fronting import fronted
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
 from polyserve_azure.credentials import Credentials
@@ -347,7 +348,8 @@ def start_emulator(directory: Path, *arguments: str) -> tuple[subprocess.Popen[b
     of_others = ("AZURE_", "POLYSERVE_CACHE", "POLYSERVE_HOME", "TORCHINDUCTOR_", "XDG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(of_others)}
     environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
-    command = [sys.executable, "-m", "polyserve_azure.emulator", str(home), *arguments]
+    # A run that is interrupted ends none of its fixtures.
+    command = [*life_line(), sys.executable, "-m", "polyserve_azure.emulator", str(home), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     ready, ends = home / "ready.json", time.monotonic() + 180

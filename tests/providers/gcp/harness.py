@@ -31,6 +31,7 @@ from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials as Token
 
 from polyserve.driver import ErrorCode, FunctionSpec, Provider
+from polyserve.emulation.lifeline import life_line
 from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
@@ -221,7 +222,8 @@ def start_emulator(directory: Path, *arguments: str) -> tuple[subprocess.Popen[b
     names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "POLYSERVE_EMULATORS")
     kept = {name: os.environ[name] for name in names if name in os.environ}
     environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
-    command = [sys.executable, "-m", "polyserve_gcp.emulator", str(home), *arguments]
+    # A run that is interrupted ends none of its fixtures.
+    command = [*life_line(), sys.executable, "-m", "polyserve_gcp.emulator", str(home), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     ready, ends = home / "ready.json", time.monotonic() + 180
