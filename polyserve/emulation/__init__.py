@@ -1,7 +1,7 @@
 """Emulators of providers on this machine: what finds, starts and stops them, and what they are made of.
 
-`control` is the side of polyserve. `http`, `lifeline`, `placeholders` and `process` are the side of the emulators, which take these of
-polyserve and nothing else: one that mirrors our own client would prove nothing.
+`control` is the side of polyserve. `http`, `lifeline`, `placeholders` (with `copies`) and `process` are the side of the emulators, which
+take these of polyserve and nothing else: one that mirrors our own client would prove nothing.
 """
 
 from polyserve.emulation.control import Emulator, home_directory, running, start, stop

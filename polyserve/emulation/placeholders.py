@@ -1,10 +1,10 @@
 """Processes that run already and become an instance when one is needed, as the placeholders of a platform do.
 
 Most of what an instance takes to start is Python, and what it imports before it comes to the code that was deployed. A
-placeholder has done that, and a copy of it, made by `fork`, becomes the instance. What runs in it is the emulator's own program,
-under the interpreter of the code: its last argument is the descriptor of a socket, on which each byte asks for a copy and brings
-the descriptors that the copy is to have. The program answers with a line of JSON, `{"pid": 1}`, once the copy leads a group of its
-own, and with another when the copy has ended, `{"pid": 1, "code": 0}`. It ends when the socket does.
+placeholder has done that, and a copy of it, made by `fork`, becomes the instance. What runs in it is `copies.py` with a program of
+the emulator's, under the interpreter of the code: its last argument is the descriptor of a socket, on which each byte asks for a
+copy and brings the descriptors that the copy is to have. It answers with a line of JSON, `{"pid": 1}`, once the copy leads a group
+of its own, and with another when the copy has ended, `{"pid": 1, "code": 0}`. It ends when the socket does.
 """
 
 from __future__ import annotations
@@ -25,6 +25,15 @@ from polyserve.emulation.lifeline import life_line
 
 PATIENCE_S = 30.0
 """How long a copy may take; what takes longer hangs."""
+COPIES = Path(__file__).with_name("copies.py")
+BOOT = """\
+import sys
+sys.path[:] = [place for place in sys.path if place]
+with open(sys.argv[1], "rb") as file:
+    code = compile(file.read(), sys.argv[1], "exec")
+exec(code, {"__name__": "__main__"})
+"""
+"""Runs the first argument without putting its directory, which is the emulator's, on the search path, nor where it runs."""
 KILLED = -9
 """What an instance is said to have ended with when its placeholder ended first, which takes it along."""
 
@@ -45,6 +54,17 @@ class Process:
         """End it, and everything in its group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, and nothing of its group is left
             os.killpg(self.pid, signal.SIGKILL)
+
+
+def command_of(python: Sequence[str], program: Path, *arguments: str) -> list[str]:
+    """Return what a placeholder runs.
+
+    Args:
+        python: The interpreter of what is deployed, and its options.
+        program: What is made ready and what copies become: see `copies`.
+        arguments: Of the program.
+    """
+    return [*python, "-c", BOOT, str(COPIES), str(program), *arguments]
 
 
 class Placeholders:

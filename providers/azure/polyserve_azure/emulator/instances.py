@@ -20,12 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyserve.emulation.placeholders import Placeholders, Process
+from polyserve.emulation.placeholders import Placeholders, Process, command_of
 from polyserve_azure.emulator.worker import FRAME
 
 WORKER = Path(__file__).with_name("worker.py")
-BOOT = "import sys;del sys.argv[0];name=sys.argv[0];exec(compile(open(name,'rb').read(),name,'exec'),{'__name__':'__main__'})"
-"""Runs the worker without putting its directory, which is the emulator's, on the search path."""
 START_PATIENCE_S = 60.0
 """How long an instance may take to start: the host's own `functions.worker.startupTimeout`."""
 MEASURE_S = 0.1
@@ -132,7 +130,7 @@ class Instance:
         self._reading = loop.create_task(self._read_wire(reader))
         try:
             # -I and -S keep site directories and the caller's variables out; -B because the package cannot be written on Azure.
-            command = [recipe.interpreter, "-I", "-S", "-B", "-u", "-c", BOOT, str(WORKER), *recipe.engine]
+            command = command_of([recipe.interpreter, "-I", "-S", "-B", "-u"], WORKER, *recipe.engine)
             variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
             self._process = await self._placeholders.take(command, variables, [theirs.fileno(), write_end])
         except OSError as error:

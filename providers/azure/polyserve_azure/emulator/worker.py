@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import importlib
 import json
 import logging
 import os
-import select
-import signal
 import socket
 import struct
 import sys
@@ -271,84 +267,6 @@ async def serve(connection: socket.socket, root: str) -> None:
         task.add_done_callback(running.discard)
 
 
-class StandBy:
-    """A placeholder: it has the engine imported, and each copy of it becomes an instance.
-
-    Args:
-        control: What the emulator asks for copies by, and is told of their ends.
-        engine: Directories of the engine.
-    """
-
-    def __init__(self, control: socket.socket, engine: list[str]) -> None:
-        self._control, self._engine = control, engine
-
-    def wait(self) -> tuple[socket.socket, int]:
-        """Make copies until the emulator hangs up; returns in a copy, with its wire and what it is to write to."""
-        self._preload()
-        ended, note = socket.socketpair()
-        note.setblocking(False)
-        signal.set_wakeup_fd(note.fileno())
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        own = os.getpid()
-        while True:
-            readable, _, _ = select.select([self._control, ended], [], [])
-            if ended in readable:
-                ended.recv(4096)
-                self._tell_ends()
-            if self._control not in readable:
-                continue
-            data, descriptors, _, _ = socket.recv_fds(self._control, 1, 2)
-            if not data:
-                os._exit(0)
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for closing in (self._control, ended, note):
-                    closing.close()
-                os.setpgid(0, 0)
-                _end_with(own)
-                return socket.socket(fileno=descriptors[0]), descriptors[1]
-            # In both, because either may be asked first.
-            with contextlib.suppress(OSError):
-                os.setpgid(pid, pid)
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._tell(pid=pid)
-
-    def _preload(self) -> None:
-        """Import what every instance needs; a part of the engine that is missing is said where it is missed."""
-        for name in (*PRELOADED.split(), ENGINE):
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
-        gc.collect()
-        gc.freeze()
-
-    def _tell_ends(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self._tell(pid=pid, code=os.waitstatus_to_exitcode(status))
-
-    def _tell(self, **content: int) -> None:
-        try:
-            self._control.sendall(json.dumps(content).encode() + b"\n")
-        except OSError:
-            os._exit(0)
-
-
-def _end_with(parent: int) -> None:
-    """Have this process killed when its placeholder ends; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(0)
-
-
 def _become(wire: socket.socket, output: int) -> str:
     """Become the instance that the first frame says; returns the directory of its app."""
     head, _ = FRAME.unpack(_exactly(wire, FRAME.size))
@@ -427,14 +345,16 @@ def _exactly(wire: socket.socket, size: int) -> bytes:
     return found
 
 
-def main() -> None:
-    """Stand by, then serve an app; the arguments are the directories of the engine and the descriptor of the emulator's control."""
-    *engine, control = sys.argv[1:]
-    sys.path[:] = [*filter(None, sys.path), *engine]
-    wire, output = StandBy(socket.socket(fileno=int(control)), engine).wait()
+def prepare(*engine: str) -> None:
+    """Import what every instance needs; a part of the engine that is missing is said where it is missed."""
+    sys.path += engine
+    for name in (*PRELOADED.split(), ENGINE):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def become(descriptors: list[int], *_: str) -> None:
+    """Become an instance: serve the app that is told on the wire, the first descriptor; the other is what it writes to."""
+    wire, output = socket.socket(fileno=descriptors[0]), descriptors[1]
     root = _become(wire, output)
     asyncio.run(serve(wire, root))
-
-
-if __name__ == "__main__":
-    main()

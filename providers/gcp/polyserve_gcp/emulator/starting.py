@@ -8,17 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from polyserve.emulation.placeholders import Placeholders, Process
+from polyserve.emulation.placeholders import Placeholders, Process, command_of
 
 PROGRAM = Path(__file__).with_name("placeholder.py")
-BOOT = """\
-import sys
-sys.path[0] = sys.argv[2].rpartition("/")[0]
-with open(sys.argv[1], "rb") as file:
-    code = compile(file.read(), sys.argv[1], "exec")
-exec(code, {"__name__": "__main__"})
-"""
-"""Runs the placeholder's program with the search path that its script would have."""
 LOCALE = "C.UTF-8"
 ARGUMENTS = 65_536
 """Size of all variables, in characters, from which on only the system can say whether a process starts with them."""
@@ -47,7 +39,7 @@ async def copy(
     needed = {"HOME": "/", **{name: variables[name] for name in ("LANG", *_OWN)}}
     plan = _written({"command": list(command), "root": str(root), "variables": dict(variables)})
     try:
-        return await placeholders.take([python, "-c", BOOT, str(PROGRAM), script], needed, [plan, *outputs])
+        return await placeholders.take(command_of([python], PROGRAM, script), needed, [plan, *outputs])
     except OSError:
         return None
     finally:
