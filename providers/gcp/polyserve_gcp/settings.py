@@ -43,7 +43,7 @@ class GcpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         network: VPC network that they call out through without a connector. `run` only.
         subnetwork: Subnetwork of that network. `run` only.
         egress: What goes through the VPC: calls to private addresses, or all.
-        retry_s: Seconds to wait before a function that is being changed, and takes no other change meanwhile, is asked again.
+        retry_s: Least seconds to wait before a function that is being changed, and takes no other change meanwhile, is asked again.
         endpoints: Address by host of a Google API, such as `{"storage.googleapis.com": "https://storage-x.p.googleapis.com"}`; the host's
             own where it is not named.
     """
