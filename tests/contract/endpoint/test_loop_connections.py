@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import ssl
 import time
+import warnings
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -278,3 +281,37 @@ def test_nothing_that_listens_is_told_with_its_place():
 
     with pytest.raises(ConnectionError, match=r"cannot connect to 127\.0\.0\.1:1: Connection refused"):
         asyncio.run(use())
+
+
+@pytest.mark.parametrize("names", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]], ids="-".join)
+def test_a_connection_given_up_while_it_is_made_leaves_no_socket(names, monkeypatch):
+    looked_up = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *more, **named: [at for name in names for at in looked_up(name, *more, **named)],
+    )
+
+    async def give_up(port, rounds):
+        connecting = asyncio.create_task(
+            connection_async.connect(Origin("http", "many.example", port), time.monotonic() + 30)
+        )
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        done = await asyncio.gather(connecting, return_exceptions=True)
+        if isinstance(done[0], connection_async.LoopConnection):
+            done[0].abort()
+            await asyncio.sleep(0)
+        return isinstance(done[0], asyncio.CancelledError)
+
+    given_up = []
+    with socket.create_server(("127.0.0.1", 0)) as listening, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        for rounds in range(20):
+            given_up.append(asyncio.run(give_up(listening.getsockname()[1], rounds)))
+            gc.collect()
+
+    assert [str(warning.message) for warning in told] == []
+    assert given_up[0]
+    assert not given_up[-1]
