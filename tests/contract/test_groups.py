@@ -176,7 +176,7 @@ def test_answers_of_two_versions_are_never_put_together(groups, forest, other):
         with pytest.raises(
             UnavailableError, match=r"part 1 of 3, 'forest-part-1', serves package .* deploy the group again"
         ):
-            group.invoke(ROWS[:1], timeout=0.3)
+            group.invoke(ROWS[:1], timeout=1.0)
         status = group.status()
         assert (status.phase, status.in_step) == ("failed", False)
 

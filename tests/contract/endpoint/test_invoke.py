@@ -176,7 +176,7 @@ def test_an_error_page_of_a_proxy_is_unavailable_with_its_first_line(bench, call
     page = b"<html>\n<head><style>b{}</style><title>502 Bad Gateway</title></head>\n<body>nginx</body></html>"
 
     with pytest.raises(UnavailableError, match="HTTP 502: 502 Bad Gateway"):
-        call(bench.endpoint(bench.server(lambda exchange: exchange.answer(502, page)), timeout=0.3), ROWS)
+        call(bench.endpoint(bench.server(lambda exchange: exchange.answer(502, page)), timeout=1.0), ROWS)
 
 
 def test_a_body_that_is_too_large_is_refused_by_its_own_reason(bench, call):
@@ -512,7 +512,7 @@ def test_nothing_that_listens_is_unavailable_after_asking_for_the_address_again(
     invoker.url = url
 
     with pytest.raises(UnavailableError, match="refused"):
-        call(bench.endpoint(invoker, timeout=0.3), ROWS)
+        call(bench.endpoint(invoker, timeout=1.0), ROWS)
 
     assert len(invoker.resolved) >= 2
 
