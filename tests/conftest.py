@@ -222,12 +222,12 @@ def isolation(session_root: Path) -> Iterator[Path]:
     """Give the test a home of its own; fail it where it leaves a process or a temporary file, or broke its tier."""
     del GUARD.broken[:]
     root = session_root / str(next(_numbers))
-    before = _replace_environment(root)
+    before, others = _replace_environment(root), _pids()
     yield root
     temporary = sorted(path.name for path in (root / "t").iterdir())
     _restore_environment(before)
     # A unit test cannot have started one: the guard would have refused.
-    left = [] if GUARD.tier == "unit" else _end_processes(f"{root}/")
+    left = [] if GUARD.tier == "unit" else _end_processes(f"{root}/", others)
     shutil.rmtree(root, ignore_errors=True)
     if GUARD.broken:
         pytest.fail(GUARD.broken[0])
@@ -237,36 +237,47 @@ def isolation(session_root: Path) -> Iterator[Path]:
         pytest.fail(f"the test left temporary files behind: {', '.join(temporary)}")
 
 
-def _processes_of(root: str) -> dict[int, str]:
-    """Return the command of every process, daemons included, with `root` in its environment, arguments or directory."""
+def _pids() -> frozenset[int]:
+    """Return all processes; none where it is not Linux: nowhere else can the environment of a process be read without a tool."""
     if not Path("/proc/self/environ").exists():
-        return {}  # nowhere but on Linux can the environment of a process be read without a tool
+        return frozenset()
+    return frozenset(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _processes_of(root: str, others: frozenset[int] = frozenset()) -> dict[int, str]:
+    """Return the command of every process, daemons included, with `root` in its environment, arguments or directory.
+
+    `others` are not asked.
+    """
     found = {}
     needle = root.encode()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    for pid in _pids() - others - {os.getpid()}:
         try:
-            arguments = Path(entry.path, "cmdline").read_bytes()
-            traces = arguments + b"\0" + Path(entry.path, "environ").read_bytes()
-            inside = needle in traces or f"{os.readlink(f'{entry.path}/cwd')}/".startswith(root)
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+            traces = arguments + b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+            inside = needle in traces or f"{os.readlink(f'/proc/{pid}/cwd')}/".startswith(root)
         except OSError:
             continue  # gone meanwhile, or another user's
         if inside and arguments:  # a zombie has no arguments, and holds nothing but its number
-            found[int(entry.name)] = arguments.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            found[pid] = arguments.replace(b"\0", b" ").decode("utf-8", "replace").strip()
     return found
 
 
-def _end_processes(root: str) -> list[str]:
-    """Wait for the processes of a home to end, kill those that do not, and describe the killed."""
-    found = _processes_of(root)
+def _end_processes(root: str, others: frozenset[int] = frozenset()) -> list[str]:
+    """Wait for the processes of a home to end, kill those that do not, and describe the killed.
+
+    Args:
+        root: The home.
+        others: Who was there before it, and so is none of them: to ask every process takes as long as many a test.
+    """
+    found = _processes_of(root, others)
     if not found:
-        return []  # nearly always: to look through all processes takes milliseconds, and none of these could start another
+        return []  # nearly always, and none of these could start another
     for pid in found:
         _ends(pid, PATIENCE_S)
     left: dict[int, str] = {}
     for _ in range(20):  # a supervisor may start another while its children are killed
-        remaining = _processes_of(root)
+        remaining = _processes_of(root, others)
         if not remaining:
             break
         left.update(remaining)
