@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.loaders import Loader
 
 from polyserve_aws.errors import explain_refusal
 from polyserve_aws.settings import AwsSettings
@@ -44,6 +47,7 @@ class Clients:
                 core = botocore.session.Session(profile=profile)
                 if settings.shared_credentials_file:
                     core.set_config_variable("credentials_file", settings.shared_credentials_file)
+                core.register_component("data_loader", _models(core.get_config_variable("data_path") or ""))
                 self._session = boto3.Session(botocore_session=core, region_name=settings.region or None)
             return self._session
 
@@ -97,3 +101,18 @@ def _storage(endpoint: str | None) -> dict[str, Any]:
     """
     signed = endpoint is not None and not is_private(endpoint)
     return {"addressing_style": "path" if endpoint else "auto", "payload_signing_enabled": signed}
+
+
+class _Models(Loader):  # type: ignore[misc]
+    """Reads the descriptions of services, each once for all sessions: a script that deploys often opens many."""
+
+    @property
+    def search_paths(self) -> list[str]:
+        """The directories. Every `boto3.Session` adds its own one, which is there already: it adds to a copy."""
+        return list(self._search_paths)
+
+
+@cache
+def _models(data_path: str) -> _Models:
+    own = [os.path.expanduser(os.path.expandvars(path)) for path in data_path.split(os.pathsep) if path]
+    return _Models([*own, os.path.join(os.path.dirname(boto3.__file__), "data")])

@@ -14,6 +14,7 @@ import httpx
 from polyserve_gcp.credentials import Credentials
 from polyserve_gcp.errors import ServiceError, refusal
 from polyserve_gcp.settings import GcpSettings
+from polyserve_gcp.transport import tls_context
 
 __all__ = ["FUNCTIONS", "RUN", "STORAGE", "GoogleApi", "mask_of", "piece"]
 
@@ -43,7 +44,8 @@ class GoogleApi:
         with self._lock:
             if self._client is None:
                 limits = httpx.Limits(max_connections=32, max_keepalive_connections=8)
-                self._client = httpx.Client(timeout=httpx.Timeout(60.0, connect=10.0), limits=limits)
+                timeout = httpx.Timeout(60.0, connect=10.0)
+                self._client = httpx.Client(verify=tls_context(), timeout=timeout, limits=limits)
             return self._client
 
     @property

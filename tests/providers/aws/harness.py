@@ -81,13 +81,17 @@ class AwsHarness:
         core = botocore.session.Session(profile="default")
         core.set_config_variable("credentials_file", settings.shared_credentials_file)
         self._session = boto3.Session(botocore_session=core, region_name=settings.region)
+        self._clients: dict[str, Any] = {}
         self._s3 = self.client("s3")
         self._numbers = itertools.count(1)
 
     def client(self, service: str) -> Any:
         """Return a client of plain boto3."""
-        config = Config(signature_version="s3v4" if service == "s3" else None, s3={"addressing_style": "path"})
-        return self._session.client(service, endpoint_url=self.options["endpoint_url"], config=config)
+        if service not in self._clients:
+            config = Config(signature_version="s3v4" if service == "s3" else None, s3={"addressing_style": "path"})
+            url = self.options["endpoint_url"]
+            self._clients[service] = self._session.client(service, endpoint_url=url, config=config)
+        return self._clients[service]
 
     def provider(self) -> AwsProvider:
         return self._provider

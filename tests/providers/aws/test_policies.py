@@ -182,6 +182,20 @@ def test_the_native_session_is_the_one_that_is_used(aws):
     assert aws.provider().unwrap(dict) is None
 
 
+def test_the_native_session_knows_what_boto3_knows_and_what_a_user_adds(aws, tmp_path, monkeypatch):
+    own = AwsProvider(AwsSettings(**aws.options)).unwrap(boto3.Session)
+    described = tmp_path / "homemade" / "2026-01-01"
+    described.mkdir(parents=True)
+    (described / "service-2.json").write_text("{}")
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    adding = AwsProvider(AwsSettings(**aws.options)).unwrap(boto3.Session)
+
+    assert own is not adding
+    assert "s3" in own.get_available_resources()
+    assert "homemade" in adding.get_available_services()
+    assert "homemade" not in own.get_available_services()
+
+
 def test_a_role_that_is_not_of_the_deployment_is_left_alone(aws, bucket):
     iam = aws.client("iam")
     iam.create_role(RoleName=f"polyserve-{NAME}-us-east-1", AssumeRolePolicyDocument="{}")

@@ -1,6 +1,7 @@
 """Which distribution a module was installed with."""
 
 import importlib
+import shutil
 import sys
 from importlib.metadata import packages_distributions
 
@@ -94,3 +95,13 @@ def test_what_was_installed_from_a_directory_is_the_users_own(installed):
     installed("mine", ["my_own/__init__.py"], **{"direct_url.json": '{"url": "file:///mine", "dir_info": {}}'})
 
     assert Environment().owner("my_own") is None
+
+
+def test_what_is_installed_or_removed_between_two_packages_is_noticed(installed, tmp_path):
+    assert Environment().owner("come_later") is None
+
+    installed("comes-later", ["come_later/__init__.py"])
+    assert Environment().owner("come_later") == "comes-later"
+
+    shutil.rmtree(tmp_path / "comes_later-1.0.dist-info")
+    assert Environment().owner("come_later") is None
