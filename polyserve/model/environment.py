@@ -112,8 +112,8 @@ class Environment:
         return tuple(sorted(f"{name}=={version}" for name, version in locked.items()))
 
 
-# What two hundred distributions say takes 50 ms to read, for every package anew. One that comes or goes changes its directory, which is what
-# the import system relies on as well. Two paths: with and without somebody's own directory in front.
+# What two hundred distributions say takes 50 ms to read, for every package anew. One that comes or goes changes its directory, as the
+# import system relies on as well. Two paths: with and without somebody's own directory in front.
 @lru_cache(maxsize=2)
 def _owners_on(path: tuple[tuple[str, int], ...]) -> Mapping[str, Sequence[Distribution]]:
     owners: dict[str, list[Distribution]] = {}
