@@ -6,13 +6,9 @@ The oracle knows how keys are written from the documentation of `polyserve_aws.k
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from polyserve.driver import ErrorCode, FunctionSpec
-from polyserve.emulation.lifeline import life_line
+from polyserve.testing.emulators import start_emulator
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
 from polyserve_aws.errors import (
     BucketNotEmptyError,
@@ -75,7 +71,9 @@ class AwsHarness:
     key_bytes = 1024
 
     def __init__(self, directory: Path, **changed: Any) -> None:
-        self._emulator, self.options = start_emulator(directory)
+        self._emulator, self.options = start_emulator(
+            "polyserve_aws.emulator", directory, _variables(), "--settle", "0.03", patience_s=60.0
+        )
         settings = AwsSettings(**{**self.options, **changed})
         self._provider = AwsProvider(settings)
         core = botocore.session.Session(profile="default")
@@ -156,24 +154,9 @@ class AwsHarness:
         self._emulator.wait(timeout=30)
 
 
-def start_emulator(directory: Path) -> tuple[subprocess.Popen[bytes], Mapping[str, Any]]:
-    """Start the emulator, and return its process and the options to reach it with once it answers."""
-    home, log = directory / "emulator", directory / "emulator.log"
-    # Nothing of the test that happens to be the first: it outlives that, and has no credentials of anybody's.
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
-    environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
-    # A run that is interrupted ends none of its fixtures.
-    command = [*life_line(), sys.executable, "-m", "polyserve_aws.emulator", str(home), "--settle", "0.03"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    ready, ends = home / "ready.json", time.monotonic() + 60
-    while not ready.exists():
-        if process.poll() is not None or time.monotonic() > ends:
-            process.kill()
-            raise AssertionError(f"the emulator did not start: {log.read_text()}")
-        # It tells by this file alone.
-        time.sleep(0.02)
-    return process, json.loads(ready.read_text())["options"]
+def _variables() -> dict[str, str]:
+    names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def client_error(

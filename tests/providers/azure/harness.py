@@ -9,8 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -26,8 +24,8 @@ from azure.identity import CredentialUnavailableError
 from azure.storage.blob import BlobServiceClient, ContentSettings
 
 from polyserve.driver import ErrorCode, FunctionSpec, Provider
-from polyserve.emulation.lifeline import life_line
 from polyserve.layers.fronting import fronted
+from polyserve.testing.emulators import start_emulator
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
 from polyserve_azure.credentials import Credentials
 from polyserve_azure.errors import (
@@ -110,7 +108,9 @@ class AzureHarness:
 
     def __init__(self, directory: Path) -> None:
         # Operations take no longer than it takes to ask after them.
-        self._emulator, options = start_emulator(directory, "--settle", "0.002")
+        self._emulator, options = start_emulator(
+            "polyserve_azure.emulator", directory, _variables(), "--settle", "0.002"
+        )
         self.options: Mapping[str, Any] = {**options, "patience_s": PATIENCE_S}
         self._settings = AzureSettings(**self.options)
         self._own = AzureProvider(self._settings)
@@ -341,25 +341,10 @@ class AzureHarness:
         self._emulator.wait(timeout=30)
 
 
-def start_emulator(directory: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], Mapping[str, Any]]:
-    """Start the emulator, and return its process and the options to reach it with once it answers."""
-    home, log = directory / "emulator", directory / "emulator.log"
-    # Nothing of the test that happens to be the first, which it outlives, and no credentials of anybody's; npm and pip need the rest.
+def _variables() -> dict[str, str]:
+    # npm and pip need the rest.
     of_others = ("AZURE_", "POLYSERVE_CACHE", "POLYSERVE_HOME", "TORCHINDUCTOR_", "XDG_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(of_others)}
-    environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
-    # A run that is interrupted ends none of its fixtures.
-    command = [*life_line(), sys.executable, "-m", "polyserve_azure.emulator", str(home), *arguments]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    ready, ends = home / "ready.json", time.monotonic() + 180
-    while not ready.exists():
-        if process.poll() is not None or time.monotonic() > ends:
-            process.kill()
-            raise AssertionError(f"the emulator did not start: {log.read_text()}")
-        # It tells by this file alone.
-        time.sleep(0.02)
-    return process, json.loads(ready.read_text())["options"]
+    return {name: value for name, value in os.environ.items() if not name.startswith(of_others)}
 
 
 _SERVICE = {

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,9 +28,9 @@ from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials as Token
 
 from polyserve.driver import ErrorCode, FunctionSpec, Provider
-from polyserve.emulation.lifeline import life_line
 from polyserve.layers.fronting import fronted
 from polyserve.layers.retrying import retrying
+from polyserve.testing.emulators import start_emulator
 from polyserve.testing.harness import ErrorCase, RawObject, sample_spec
 from polyserve_gcp.errors import (
     AppError,
@@ -94,7 +91,7 @@ class GcpHarness:
     signed_put_headers: Mapping[str, str] = {}
 
     def __init__(self, directory: Path, changed: Mapping[str, Any]) -> None:
-        self._emulator, options = start_emulator(directory, "--settle", "0")
+        self._emulator, options = start_emulator("polyserve_gcp.emulator", directory, _variables(), "--settle", "0")
         self.options: Mapping[str, Any] = {**options, "retry_s": 0.05, **changed}
         self.settings = GcpSettings(**self.options)
         self._provider = retrying(fronted(provider(self.settings)))
@@ -215,25 +212,9 @@ def token_of(settings: GcpSettings) -> str:
     return str(made.token)
 
 
-def start_emulator(directory: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], Mapping[str, Any]]:
-    """Start the emulator, and return its process and the options to reach it with once it answers."""
-    home, log = directory / "emulator", directory / "emulator.log"
-    # Nothing of the test that happens to be the first: it outlives that, and has no credentials of anybody's.
+def _variables() -> dict[str, str]:
     names = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "POLYSERVE_EMULATORS")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
-    environment = {**kept, "HOME": str(directory), "TMPDIR": str(directory)}
-    # A run that is interrupted ends none of its fixtures.
-    command = [*life_line(), sys.executable, "-m", "polyserve_gcp.emulator", str(home), *arguments]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    ready, ends = home / "ready.json", time.monotonic() + 180
-    while not ready.exists():
-        if process.poll() is not None or time.monotonic() > ends:
-            process.kill()
-            raise AssertionError(f"the emulator did not start: {log.read_text()}")
-        # It tells by this file alone.
-        time.sleep(0.02)
-    return process, json.loads(ready.read_text())["options"]
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 _SERVICE: Mapping[ErrorCode, Sequence[tuple[int, str, str]]] = {
